@@ -1,0 +1,1 @@
+"""What a denoiser is: catalogue, networks, weights, noise models, quality metrics and training recipes."""

@@ -1,0 +1,225 @@
+"""How FITVNet is wired: a spatial U-Net per frame, then two U-Nets over three frames each.
+
+Source: Wang, Zhou, Cheng, "First image then video: a two-stage network for spatiotemporal video denoising", 2020,
+Table 6 (spatial module), Table 5 (spatiotemporal block), Figure 3 (how they are joined).
+
+Where the paper leaves a choice, this file makes it:
+
+* Table 6 strides four times (1b, 3a, 4b, 6) and upsamples five times. Every stride and every skip is kept as printed; it
+  is `Dec_Upsample2` that goes, for the maps it joins (`Dec_Conv3b` and `Enc_Conv1b`) are already of one size.
+* Section 6.1 puts a ReLU behind every convolution. `Dec_Conv1b` of Table 5 has none: what it yields is added to the
+  reference frame, and a correction must be able to be negative.
+* Table 5 takes "three frames with noise map", but the network is to be blind. The map is measured inside: the local
+  root mean square of what the spatial module took out of the frame.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NOISE_MAP_WINDOW_PX = 15  # 15 x 15 pixels of three channels: the level is known to about 3 %
+NOISE_MAP_FLOOR = 1e-6  # keeps the square root differentiable where nothing was removed
+LEAKY_SLOPE = 0.1  # Table 6, Dec_Conv0
+
+
+def conv(inputs: int, outputs: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, groups=groups)
+
+
+class SpatialModule(nn.Module):
+    """Table 6: one frame in, the same frame with less noise out. Height and width are multiples of 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc_conv0 = conv(3, 48)
+        self.enc_conv1a = conv(48, 48)
+        self.enc_conv1b = conv(48, 48, stride=2)
+        self.enc_conv2a = conv(48, 48)
+        self.enc_conv2b = conv(48, 48)
+        self.enc_conv3a = conv(48, 48, stride=2)
+        self.enc_conv3b = conv(48, 48)
+        self.enc_conv4a = conv(48, 48)
+        self.enc_conv4b = conv(48, 48, stride=2)
+        self.enc_conv5a = conv(48, 48)
+        self.enc_conv5b = conv(48, 48)
+        self.enc_conv6 = conv(48, 48, stride=2)
+        self.dec_conv5a = conv(48 + 48, 96)
+        self.dec_conv5b = conv(96, 96)
+        self.dec_conv4a = conv(96 + 48, 96)
+        self.dec_conv4b = conv(96, 96)
+        self.dec_conv3a = conv(96 + 48, 96)
+        self.dec_conv3b = conv(96, 96)
+        self.dec_conv2a = conv(96 + 48, 96)
+        self.dec_conv2b = conv(96, 96)
+        self.dec_conv1a = conv(96 + 3, 64)  # both rows are printed "Dec_Conv11"
+        self.dec_conv1b = conv(64, 32)
+        self.dec_conv0 = conv(32, 3)
+        self._start_as_identity()
+
+    def forward(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Restore frames one by one.
+
+        Args:
+            noisy: [N, 3, H, W], RGB in [0, 1], H and W multiples of 16.
+            sigma: ignored, the module is blind.
+
+        Returns:
+            [N, 3, H, W], not clamped.
+        """
+        half = F.relu(self.enc_conv0(noisy))
+        half = F.relu(self.enc_conv1a(half))
+        half = F.relu(self.enc_conv1b(half))  # 1/2
+        half_deep = F.relu(self.enc_conv2b(F.relu(self.enc_conv2a(half))))  # 1/2
+        quarter = F.relu(self.enc_conv3b(F.relu(self.enc_conv3a(half_deep))))  # 1/4
+        eighth = F.relu(self.enc_conv4b(F.relu(self.enc_conv4a(quarter))))  # 1/8
+        deepest = F.relu(self.enc_conv5b(F.relu(self.enc_conv5a(eighth))))  # 1/8
+        deepest = F.relu(self.enc_conv6(deepest))  # 1/16
+
+        up = torch.cat([twice(deepest), eighth], 1)  # 1/8
+        up = F.relu(self.dec_conv5b(F.relu(self.dec_conv5a(up))))
+        up = torch.cat([twice(up), quarter], 1)  # 1/4
+        up = F.relu(self.dec_conv4b(F.relu(self.dec_conv4a(up))))
+        up = torch.cat([twice(up), half_deep], 1)  # 1/2
+        up = F.relu(self.dec_conv3b(F.relu(self.dec_conv3a(up))))
+        up = torch.cat([up, half], 1)  # 1/2 already: the upsampling that is one too many
+        up = F.relu(self.dec_conv2b(F.relu(self.dec_conv2a(up))))
+        up = torch.cat([twice(up), noisy], 1)  # 1
+        up = F.relu(self.dec_conv1b(F.relu(self.dec_conv1a(up))))
+        return F.leaky_relu(self.dec_conv0(up), LEAKY_SLOPE)
+
+    def _start_as_identity(self) -> None:
+        """Let the three input planes that `Dec_Concat1` brings in reach the output unchanged before training.
+
+        The network then learns a correction from the first step on, as residual networks do, without a connection
+        that Table 6 does not have. The offset keeps pixels that noise has made negative out of the ReLU's dead half.
+        """
+        offset = 0.5
+        with torch.no_grad():
+            for layer, first_input in ((self.dec_conv1a, 96), (self.dec_conv1b, 0), (self.dec_conv0, 0)):
+                for plane in range(3):
+                    layer.weight[plane] = 0
+                    layer.weight[plane, first_input + plane, 1, 1] = 1
+                    layer.bias[plane] = 0
+            self.dec_conv1a.bias[:3] = offset
+            self.dec_conv0.weight[:, 3:] *= 0.1
+            self.dec_conv0.bias[:3] = -offset
+
+
+class SpatiotemporalBlock(nn.Module):
+    """Table 5: three frames and their noise maps in, the middle frame out. Height and width are multiples of 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc_conv1a = conv(12, 90, groups=3)  # printed 3x30: thirty maps a frame
+        self.enc_conv1b = conv(90, 32)
+        self.enc_conv1c = conv(32, 64, stride=2)
+        self.enc_conv2a = conv(64, 64)
+        self.enc_conv2b = conv(64, 64)
+        self.enc_conv2c = conv(64, 128, stride=2)
+        self.enc_conv3a = conv(128, 128)
+        self.enc_conv3b = conv(128, 128)
+        self.dec_conv3a = conv(128, 128)
+        self.dec_conv3b = conv(128, 128)
+        self.dec_conv3c = conv(128, 256)
+        self.dec_conv2a = conv(64, 64)
+        self.dec_conv2b = conv(64, 64)
+        self.dec_conv2c = conv(64, 128)
+        self.dec_conv1a = conv(32, 32)
+        self.dec_conv1b = conv(32, 3)
+        with torch.no_grad():  # starts as identity: the correction is small before training
+            self.dec_conv1b.weight *= 0.1
+            self.dec_conv1b.bias.zero_()
+
+    def forward(self, triplet: Tensor) -> Tensor:
+        """Restore the middle frame.
+
+        Args:
+            triplet: [N, 12, H, W]: frame, map, frame, map, frame, map, oldest first; H and W multiples of 4.
+
+        Returns:
+            [N, 3, H, W], not clamped.
+        """
+        full = F.relu(self.enc_conv1b(F.relu(self.enc_conv1a(triplet))))
+        half = F.relu(self.enc_conv1c(full))
+        half = F.relu(self.enc_conv2b(F.relu(self.enc_conv2a(half))))
+        quarter = F.relu(self.enc_conv2c(half))
+        quarter = F.relu(self.enc_conv3b(F.relu(self.enc_conv3a(quarter))))
+        quarter = F.relu(self.dec_conv3b(F.relu(self.dec_conv3a(quarter))))
+        up = F.pixel_shuffle(F.relu(self.dec_conv3c(quarter)), 2) + half
+        up = F.relu(self.dec_conv2b(F.relu(self.dec_conv2a(up))))
+        up = F.pixel_shuffle(F.relu(self.dec_conv2c(up)), 2) + full
+        correction = self.dec_conv1b(F.relu(self.dec_conv1a(up)))
+        return correction + triplet[:, 4:7]
+
+
+class SpatialStage(nn.Module):
+    """The spatial module, with the noise map that the blocks behind it want beside each frame."""
+
+    def __init__(self, spatial: SpatialModule) -> None:
+        super().__init__()
+        self.spatial = spatial
+
+    def forward(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """[N, 3, H, W] noisy to [N, 4, H, W]: the restored frame and its noise map."""
+        restored = self.spatial(noisy)
+        return torch.cat([restored, noise_map(noisy, restored)], 1)
+
+
+class BlockStage(nn.Module):
+    """A spatiotemporal block that hands the middle frame's noise map on to the next."""
+
+    def __init__(self, block: SpatiotemporalBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """[N, 12, H, W] triplet to [N, 4, H, W]: the middle frame and its noise map."""
+        return torch.cat([self.block(noisy), noisy[:, 7:8]], 1)
+
+
+class FITVNet(nn.Module):
+    """Figure 3: five noisy frames in, the middle one restored out. Height and width are multiples of 16.
+
+    `stages` holds the same graph cut where it can be shared between neighbouring windows: a stream runs each stage once
+    a frame, where this forward runs the spatial module five times and the first block three times.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spatial = SpatialModule()
+        self.first = SpatiotemporalBlock()
+        self.second = SpatiotemporalBlock()
+
+    def forward(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Restore the middle frame of every window.
+
+        Args:
+            noisy: [N, 15, H, W], five RGB frames in [0, 1], oldest first, H and W multiples of 16.
+            sigma: ignored, the network is blind.
+
+        Returns:
+            [N, 3, H, W], not clamped.
+        """
+        spatial, first, second = self.stages()
+        frames = [spatial(noisy[:, 3 * t : 3 * t + 3]) for t in range(5)]
+        middle = [first(torch.cat(frames[t : t + 3], 1)) for t in range(3)]
+        restored: Tensor = second(torch.cat(middle, 1))
+        return restored
+
+    def stages(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The cascade as the catalogue names it: spatial (1 frame), first (3 frames), second (3 frames)."""
+        return SpatialStage(self.spatial), BlockStage(self.first), self.second
+
+
+def noise_map(noisy: Tensor, restored: Tensor) -> Tensor:
+    """How much noise was removed around each pixel: local root mean square over three planes, [N, 1, H, W]."""
+    margin = NOISE_MAP_WINDOW_PX // 2
+    power = (noisy - restored).square().mean(1, keepdim=True)
+    power = F.avg_pool2d(power, (1, NOISE_MAP_WINDOW_PX), 1, (0, margin), count_include_pad=False)
+    power = F.avg_pool2d(power, (NOISE_MAP_WINDOW_PX, 1), 1, (margin, 0), count_include_pad=False)
+    return (power + NOISE_MAP_FLOOR).sqrt()
+
+
+def twice(maps: Tensor) -> Tensor:
+    """Upsample 2x2 by repetition, as Noise2Noise's network does."""
+    return F.interpolate(maps, scale_factor=2.0, mode="nearest")

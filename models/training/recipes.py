@@ -1,0 +1,110 @@
+"""What each shipped network was taught, on what, and how: recipes as data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.networks.dncnn import DnCNN
+from models.networks.fitvnet import FITVNet, SpatialModule
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """From `start` of the run (0 to 1) on, batches are of this shape."""
+
+    start: float
+    size_px: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """All that is known of a training run before it starts."""
+
+    name: str  # of the weights it makes
+    build: Callable[[], nn.Module]
+    restore: Callable[[nn.Module, Tensor], Tensor]  # [N, T, 3, H, W] noisy to [N, M, 3, H, W], the middle M frames
+    loss: Callable[[Tensor, Tensor], Tensor]
+    phases: tuple[Phase, ...]
+    frames: int = 1
+    footage_share: float = 0.0  # the rest is motion made up over photographs
+    sigma: tuple[float, float] = (0.0, 55 / 255)  # uniform; the range DnCNN's blind network set
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 1e-4
+    gradient_clip: float = 0.5
+    ema_decay: float = 0.998
+    seed: int = 2026
+    frozen: dict[str, str] | None = None  # part of the network -> name of the finished weights it starts from
+    source: str = ""
+
+
+def l2_norm(restored: Tensor, clean: Tensor) -> Tensor:
+    """Root of the mean square of each frame, averaged: FITVNet's equations (7) and (9), whose norm is not squared.
+
+    Unlike the mean square it does not let the noisiest examples of a blind batch drown the rest.
+    """
+    return ((restored - clean).square().mean((-3, -2, -1)) + 1e-8).sqrt().mean()
+
+
+def half_squared_error(restored: Tensor, clean: Tensor) -> Tensor:
+    """DnCNN's equation (1), a mean over pixels instead of a sum so that the learning rate is free of the crop size."""
+    return 0.5 * (restored - clean).square().mean()
+
+
+def restore_image(network: nn.Module, noisy: Tensor) -> Tensor:
+    restored: Tensor = network(noisy[:, 0])
+    return restored[:, None]
+
+
+def restore_clip(network: nn.Module, noisy: Tensor) -> Tensor:
+    """Run FITVNet's cascade over T frames, every stage once a frame; yields the middle T - 4.
+
+    The spatial module is finished before, and frozen: the end of equation (10), where its loss has decayed.
+    """
+    assert isinstance(network, FITVNet)
+    spatial, first, second = network.stages()
+    count, length = noisy.shape[:2]
+    with torch.no_grad():
+        frames = spatial(noisy.flatten(0, 1)).unflatten(0, (count, length))
+    for stage in (first, second):
+        triplets = torch.stack([frames[:, t : t + 3].flatten(1, 2) for t in range(frames.shape[1] - 2)], 1)
+        frames = stage(triplets.flatten(0, 1)).unflatten(0, (count, triplets.shape[1]))
+    return frames[:, :, :3]
+
+
+FITVNET_SPATIAL = Recipe(
+    name="fitvnet-spatial",
+    build=SpatialModule,
+    restore=restore_image,
+    loss=l2_norm,
+    phases=(Phase(0.0, 64, 16), Phase(0.45, 96, 8), Phase(0.8, 128, 6)),
+    source="FITVNet equation (7), clean targets (jsc)",
+)
+
+FITVNET = Recipe(
+    name="fitvnet",
+    build=FITVNet,
+    restore=restore_clip,
+    loss=l2_norm,
+    phases=(Phase(0.0, 64, 6), Phase(0.6, 96, 3)),
+    frames=7,
+    footage_share=0.5,
+    learning_rate=7e-4,
+    frozen={"spatial": "fitvnet-spatial"},
+    source="FITVNet equation (9), after equation (7)",
+)
+
+DNCNN = Recipe(
+    name="dncnn",
+    build=DnCNN,
+    restore=restore_image,
+    loss=half_squared_error,
+    phases=(Phase(0.0, 48, 16),),
+    sigma=(0.0, 55 / 255),
+    source="DnCNN equation (1)",
+)
+
+RECIPES = {recipe.name: recipe for recipe in (FITVNET_SPATIAL, FITVNET, DNCNN)}

@@ -1,0 +1,272 @@
+"""Runs a recipe for so many minutes: on one CPU core or a GPU, logged, resumable after a kill.
+
+Checkpoints are safetensors and JSON; nothing is pickled. What a step sees is drawn from (seed, step), so a resumed run
+draws what the unbroken one would have drawn.
+"""
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.training.material import Material, read_material
+from models.training.recipes import Phase, Recipe
+
+CHECKPOINT_EVERY_S = 120
+REPORT_EVERY_S = 30
+WATCHED_SIGMAS = (15, 25, 50)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A line of the training log."""
+
+    step: int
+    minutes: float
+    learning_rate: float
+    loss: float
+    psnr_db: tuple[float, ...] | None = None  # of held-out pictures at `WATCHED_SIGMAS`, when just measured
+
+
+def train(
+    recipe: Recipe,
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    minutes: float,
+    resume: bool = False,
+    device: str = "cpu",
+    threads: int = 1,
+    weights_dir: Path | None = None,
+    on_report: Callable[[Report], None] = lambda report: None,
+) -> None:
+    """Train, and write the averaged weights to `out` with the run's facts as metadata.
+
+    Args:
+        recipe: what to train.
+        folders: clean pictures and footage.
+        out: a .safetensors file; beside it go `.checkpoint.safetensors` and `.csv`.
+        minutes: of training in all, earlier parts of a resumed run included; the learning rate follows a cosine over it.
+        resume: go on from the checkpoint beside `out`.
+        device: a torch device.
+        threads: of the CPU; one is fastest on a machine that is shared.
+        weights_dir: where the finished weights of frozen parts lie; `out`'s folder unless told.
+        on_report: told of progress.
+
+    Raises:
+        FileNotFoundError: no pictures, no checkpoint to resume from, or no weights for a frozen part.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(recipe.seed)
+    material = read_material(folders, with_clips=recipe.frames > 1)
+    run = _Run(recipe, material, out, minutes, device, weights_dir or out.parent)
+    if resume:
+        run.resume()
+    for report in run.steps():
+        on_report(report)
+    run.finish(folders)
+
+
+class _Run:
+    def __init__(
+        self, recipe: Recipe, material: Material, out: Path, minutes: float, device: str, weights_dir: Path
+    ) -> None:
+        self._recipe, self._material, self._out, self._device = recipe, material, out, device
+        self._minutes = minutes
+        self._network = recipe.build().to(device)
+        self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._frozen = dict(recipe.frozen or {})
+        for part, name in self._frozen.items():
+            finished = self._network.get_submodule(part)
+            finished.load_state_dict(load_file(weights_dir / f"{name}.safetensors", device=device))
+            finished.requires_grad_(False)
+        self._trained = {name: p for name, p in self._network.named_parameters() if p.requires_grad}
+        decay = [p for p in self._trained.values() if p.ndim > 1]
+        plain = [p for p in self._trained.values() if p.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=recipe.learning_rate,
+        )
+        self._average = {name: value.detach().clone() for name, value in self._state().items()}
+        self._step = 0
+        self._seconds = 0.0
+
+    def steps(self) -> Iterator[Report]:
+        started, before = time.monotonic(), self._seconds
+        saved = reported = started
+        losses: list[float] = []
+        self._network.train()
+        while self._seconds < self._minutes * 60:
+            losses.append(self._one_step())
+            now = time.monotonic()
+            self._seconds = before + now - started
+            if now - saved > CHECKPOINT_EVERY_S:
+                saved = now
+                self._save_checkpoint()
+                yield self._report(losses, self._watch())
+                losses = []
+            elif now - reported > REPORT_EVERY_S:
+                reported = now
+                yield self._report(losses, None)
+                losses = []
+        self._save_checkpoint()
+        yield self._report(losses, self._watch())
+
+    def finish(self, folders: Sequence[Path]) -> None:
+        facts = {
+            "recipe": self._recipe.name,
+            "seed": str(self._recipe.seed),
+            "steps": str(self._step),
+            "minutes": f"{self._seconds / 60:.1f}",
+            "device": self._device,
+            "data": ", ".join(folder.name for folder in folders),
+            "phases": json.dumps([asdict(phase) for phase in self._recipe.phases]),
+        }
+        save_file({name: value.contiguous() for name, value in self._average.items()}, self._out, metadata=facts)
+
+    def resume(self) -> None:
+        path = self._checkpoint_path()
+        if not path.exists():
+            raise FileNotFoundError(f"there is no checkpoint {path} to resume from")
+        with safe_open(path, framework="pt", device=self._device) as file:  # type: ignore[no-untyped-call]
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        self._step, self._seconds = int(metadata["step"]), float(metadata["seconds"])
+        self._network.load_state_dict(_under(tensors, "network"), strict=False)
+        self._average = _under(tensors, "average")
+        for name, parameter in self._trained.items():
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(self._step)),
+                "exp_avg": tensors[f"first_moment.{name}"],
+                "exp_avg_sq": tensors[f"second_moment.{name}"],
+            }
+
+    def _one_step(self) -> float:
+        recipe = self._recipe
+        rng = np.random.default_rng([recipe.seed, self._step])
+        progress = min(1.0, self._seconds / (self._minutes * 60))
+        phase = [phase for phase in recipe.phases if phase.start <= progress][-1]
+        clean = self._draw(rng, phase).to(self._device)
+        noisy = add_noise(clean, recipe.sigma, seed=int(rng.integers(2**62)))
+        rate = recipe.learning_rate * min(1.0, (self._step + 1) / recipe.warmup_steps)
+        rate *= 0.5 * (1 + math.cos(math.pi * progress)) * 0.998 + 0.002
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self._device.split(":")[0], torch.bfloat16):
+            restored = recipe.restore(self._network, noisy)
+        skipped = (clean.shape[1] - restored.shape[1]) // 2
+        loss = recipe.loss(restored.float(), clean[:, skipped : skipped + restored.shape[1]])
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self._trained.values(), recipe.gradient_clip)
+        if bool(torch.isfinite(norm)):
+            self._optimizer.step()
+        self._step += 1
+        decay = min(recipe.ema_decay, (1 + self._step) / (10 + self._step))
+        with torch.no_grad():
+            for name, value in self._state().items():
+                if value.is_floating_point():
+                    self._average[name].lerp_(value.detach(), 1 - decay)
+                else:
+                    self._average[name].copy_(value)
+        self._rate = rate
+        return float(loss.detach())
+
+    def _draw(self, rng: np.random.Generator, phase: Phase) -> Tensor:
+        if self._recipe.frames == 1:
+            return self._material.crops(rng, phase.batch, phase.size_px)
+        return self._material.clip_crops(
+            rng, phase.batch, self._recipe.frames, phase.size_px, self._recipe.footage_share
+        )
+
+    def _watch(self) -> tuple[float, ...]:
+        """PSNR of the averaged weights on crops kept out of training."""
+        rng = np.random.default_rng(self._recipe.seed)
+        if self._recipe.frames == 1:
+            held = Material(self._material.held_out, (), ())
+            clean = torch.cat([held.crops(rng, 1, 144) for _ in range(16)])
+        else:
+            clean = self._material.clip_crops(rng, 6, self._recipe.frames, 128, 1.0)
+        trained = {name: value.detach().clone() for name, value in self._state().items()}
+        self._load(self._average)
+        self._network.eval()
+        psnrs = []
+        with torch.no_grad():
+            for sigma in WATCHED_SIGMAS:
+                noisy = add_noise(clean, (sigma / 255, sigma / 255), seed=sigma)
+                restored = torch.cat(
+                    [self._recipe.restore(self._network, one.to(self._device)) for one in noisy.split(1)]
+                ).cpu()
+                skipped = (clean.shape[1] - restored.shape[1]) // 2
+                error = (restored.clamp(0, 1) - clean[:, skipped : skipped + restored.shape[1]]).square()
+                psnrs.append(float(-10 * error.mean((-3, -2, -1)).log10().mean()))
+        self._load(trained)
+        self._network.train()
+        return tuple(psnrs)
+
+    def _report(self, losses: list[float], psnr_db: tuple[float, ...] | None) -> Report:
+        loss = sum(losses) / len(losses) if losses else math.nan
+        report = Report(self._step, self._seconds / 60, self._rate, loss, psnr_db)
+        path = self._out.with_suffix(".csv")
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", "minutes", "learning_rate", "loss", *(f"psnr_{s}" for s in WATCHED_SIGMAS)])
+            watched = [f"{value:.3f}" for value in psnr_db or ()]
+            writer.writerow(
+                [report.step, f"{report.minutes:.2f}", f"{report.learning_rate:.2e}", f"{loss:.5f}", *watched]
+            )
+        return report
+
+    def _state(self) -> dict[str, Tensor]:
+        """Weights and statistics that this run makes; frozen parts have a file of their own."""
+        state = self._network.state_dict(keep_vars=True)
+        return {name: value for name, value in state.items() if name.split(".")[0] not in self._frozen}
+
+    def _load(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self._state().items():
+                value.copy_(values[name])
+
+    def _save_checkpoint(self) -> None:
+        tensors = {f"network.{name}": value.detach().contiguous() for name, value in self._state().items()}
+        tensors |= {f"average.{name}": value.contiguous() for name, value in self._average.items()}
+        for name, parameter in self._trained.items():
+            state = self._optimizer.state[parameter]
+            tensors[f"first_moment.{name}"] = state["exp_avg"].contiguous()
+            tensors[f"second_moment.{name}"] = state["exp_avg_sq"].contiguous()
+        path = self._checkpoint_path()
+        unfinished = path.with_suffix(".part")
+        save_file(tensors, unfinished, metadata={"step": str(self._step), "seconds": str(self._seconds)})
+        unfinished.replace(path)
+
+    def _checkpoint_path(self) -> Path:
+        return self._out.with_suffix(".checkpoint.safetensors")
+
+
+def add_noise(clean: Tensor, sigma: tuple[float, float], *, seed: int) -> Tensor:
+    """Additive white Gaussian noise, neither clipped nor rounded; one level for all frames of an example.
+
+    Args:
+        clean: [N, T, 3, H, W] in [0, 1].
+        sigma: the range a level is drawn from uniformly, on the scale of `clean`.
+        seed: of the level and of the noise.
+    """
+    generator = torch.Generator(clean.device).manual_seed(seed)
+    level = torch.rand((len(clean), 1, 1, 1, 1), generator=generator, device=clean.device)
+    level = sigma[0] + (sigma[1] - sigma[0]) * level
+    return clean + level * torch.randn(clean.shape, generator=generator, device=clean.device)
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}

@@ -1,0 +1,92 @@
+"""What can go wrong with a job, told apart by what its owner can do about it.
+
+Code below the API knows no status codes; the one table that does is `PROBLEMS`, here because a failed job carries its
+problem document too.
+"""
+
+from models.errors import NeedsExtra, QuietframeError, UnknownDenoiser
+
+
+class BadInput(QuietframeError):
+    """The input cannot be denoised, however often it is tried."""
+
+
+class UnknownFormat(BadInput):
+    """The bytes are in no format that is read here."""
+
+
+class FrameTooLarge(BadInput):
+    """More pixels, frames or bytes than are accepted."""
+
+
+class JobNotFound(QuietframeError):
+    """There is no job of this id, or no longer."""
+
+
+class JobNotReady(QuietframeError):
+    """The job has no result yet."""
+
+
+class ResultGone(QuietframeError):
+    """The job had a result, or was to have one, and it is no more."""
+
+
+class IdempotencyConflict(QuietframeError):
+    """The idempotency key was used before, for another request."""
+
+
+class QueueFull(QuietframeError):
+    """Too many jobs are waiting."""
+
+
+class NotReady(QuietframeError):
+    """The service cannot take work now: the broker is away, or no worker is up."""
+
+
+class LeaseLost(QuietframeError):
+    """Another worker has the job now; what this one made of it must not be kept."""
+
+
+class JobCancelled(QuietframeError):
+    """The job's owner no longer wants it."""
+
+
+# error -> (status, code, title, may the same request succeed later)
+PROBLEMS: dict[type[QuietframeError], tuple[int, str, str, bool]] = {
+    FrameTooLarge: (413, "too_large", "The input is too large", False),
+    UnknownFormat: (415, "unknown_format", "The input is in no known format", False),
+    BadInput: (422, "bad_input", "The input cannot be denoised", False),
+    UnknownDenoiser: (422, "unknown_model", "There is no such model", False),
+    IdempotencyConflict: (422, "idempotency_conflict", "The idempotency key belongs to another request", False),
+    JobNotFound: (404, "job_not_found", "There is no such job", False),
+    JobNotReady: (409, "job_not_ready", "The job has no result yet", True),
+    ResultGone: (410, "result_gone", "The job's result is gone", False),
+    JobCancelled: (409, "job_cancelled", "The job was cancelled", False),
+    QueueFull: (503, "queue_full", "Too many jobs are waiting", True),
+    NotReady: (503, "not_ready", "The service is not ready", True),
+    NeedsExtra: (503, "needs_extra", "An optional part is not installed", False),
+    QuietframeError: (500, "failed", "Denoising failed", True),
+}
+
+
+def problem_of(err: Exception) -> dict[str, object]:
+    """The problem document (RFC 9457) of an error; the nearest class wins, and a stranger's error tells nothing.
+
+    Messages of our own errors are written for the caller; any other exception's text may hold paths and is kept back.
+    """
+    for cls in type(err).__mro__:
+        if cls in PROBLEMS:
+            status, code, title, retryable = PROBLEMS[cls]
+            return problem(status, code, title, str(err), retryable=retryable)
+    return problem(500, "failed", "Denoising failed", "an unexpected error; the service's log has it", retryable=True)
+
+
+def problem(status: int, code: str, title: str, detail: str, *, retryable: bool = False) -> dict[str, object]:
+    return {
+        "type": f"urn:quietframe:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "retryable": retryable,
+    }

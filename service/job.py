@@ -1,0 +1,223 @@
+"""What a job is: what was asked, how far it is, what came of it; and the document that clients see of it."""
+
+import secrets
+import time
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+JOB_ID_PATTERN = r"^[0-9a-f]{32}$"
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in {JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING}
+
+
+class Lane(StrEnum):
+    """The few streams that work waits in; each is drained in order."""
+
+    IMAGE_INTERACTIVE = "image.interactive"  # somebody waits on the line
+    IMAGE_BATCH = "image.batch"
+    VIDEO = "video"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Options(_Frozen):
+    """How a job wants to be done."""
+
+    sigma: float | None = Field(None, description="Noise level told by the caller, 8-bit scale; null means blind.")
+    strength: float = Field(1.0, description="Share of the noise that is taken out, 0 to 1.")
+    format: str = Field(
+        "same", description="Container of the result; `same` keeps the input's where it can be written."
+    )
+    quality: int | None = Field(None, description="Of JPEG and WebP, 1 to 100.")
+    codec: str | None = Field(None, description="Video codec; null lets the container choose.")
+    crf: int | None = Field(None, description="Constant rate factor of the video codec.")
+
+
+class InputFacts(_Frozen):
+    """What the header of the input says."""
+
+    content_type: str = Field(description="Media type found in the bytes, whatever the upload claimed.")
+    bytes: int = Field(description="Size of the upload.")
+    width: int = Field(description="Pixels, as stored.")
+    height: int = Field(description="Pixels, as stored.")
+    frames: int | None = Field(None, description="Frames of a video, as its header says; null if it does not say.")
+    frame_rate: str | None = Field(None, description="Frames per second as a fraction, such as 30000/1001.")
+    has_audio: bool | None = Field(None, description="Whether a video has an audio track.")
+
+
+class Job(_Frozen):
+    """What was asked. Pixels are not in it: inputs are names in the blob store."""
+
+    id: str = Field(pattern=JOB_ID_PATTERN)
+    kind: Literal["image", "video"]
+    lane: Lane
+    model: str
+    options: Options
+    input_blob: str
+    reference_blob: str | None = None
+    input: InputFacts
+    name: str  # a safe stem for the result's file name
+    created_at: float  # seconds since 1970
+
+    @property
+    def blobs(self) -> list[str]:
+        return [blob for blob in (self.input_blob, self.reference_blob) if blob]
+
+
+class Progress(_Frozen):
+    done: int = Field(0, description="Units finished.")
+    total: int | None = Field(None, description="Units in all; null while unknown.")
+    unit: Literal["frames", "tiles"] = Field("frames", description="What is counted.")
+    rate: float | None = Field(None, description="Units per second, lately.")
+    eta_seconds: float | None = Field(None, description="Seconds left at that rate.")
+
+
+class StageSeconds(_Frozen):
+    decode: float = Field(0.0, description="Reading the input.")
+    queue: float = Field(0.0, description="Waiting for a worker.")
+    infer: float = Field(0.0, description="In the engine.")
+    encode: float = Field(0.0, description="Writing the result.")
+
+
+class Metrics(_Frozen):
+    psnr_db: float | None = Field(
+        None, description="Restored against the reference; all channels, data range 1.0; mean over frames."
+    )
+    ssim: float | None = Field(
+        None, description="Restored against the reference; 11x11 Gaussian window, data range 1.0."
+    )
+    input_psnr_db: float | None = Field(None, description="Noisy input against the reference.")
+    sigma_estimate: float | None = Field(None, description="Estimated noise level of the input, 8-bit scale.")
+    seconds: StageSeconds = Field(default_factory=StageSeconds, description="Where the time went.")
+
+
+class Result(_Frozen):
+    """What came of the job."""
+
+    blob: str
+    content_type: str
+    bytes: int
+    sha256: str
+    file_name: str
+
+
+class Outcome(_Frozen):
+    """What a worker hands in with its acknowledgement."""
+
+    result: Result
+    metrics: Metrics
+    backend: str
+    precision: str
+
+
+class Record(BaseModel):
+    """All that the broker keeps of a job."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    job: Job
+    state: JobState
+    attempts: int = 0
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float | None = None
+    progress: Progress = Field(default_factory=Progress)
+    outcome: Outcome | None = None
+    error: dict[str, Any] | None = None
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    type: str = Field(description="URN of the kind of problem.")
+    title: str = Field(description="The kind of problem in words.")
+    status: int = Field(description="HTTP status.")
+    detail: str = Field(description="This problem: the value and the bound.")
+    code: str = Field(description="Stable short name, to branch on.")
+    retryable: bool = Field(False, description="Whether the same request may succeed later.")
+    instance: str | None = Field(None, description="What it happened to.")
+    errors: list[dict[str, Any]] | None = Field(None, description="Each field that was refused, and why.")
+
+
+class ResultLink(BaseModel):
+    url: str = Field(description="Where the bytes are.")
+    content_type: str = Field(description="Media type of the result.")
+    bytes: int = Field(description="Size of the result.")
+    sha256: str = Field(description="Hash of the result, hexadecimal; also its ETag.")
+
+
+class JobDocument(BaseModel):
+    """What a client sees of a job."""
+
+    id: str = Field(description="Name of the job.")
+    kind: Literal["image", "video"] = Field(description="What is denoised.")
+    state: JobState = Field(description="Where the job is; the last four are final.")
+    model: str = Field(description="The denoiser, `auto` resolved.")
+    backend: str | None = Field(None, description="What ran it; null until it is done.")
+    precision: str | None = Field(None, description="What its inner layers computed in.")
+    attempts: int = Field(description="Times a worker took the job, this one included.")
+    created_at: datetime = Field(description="When it was accepted.")
+    started_at: datetime | None = Field(None, description="When a worker first took it.")
+    finished_at: datetime | None = Field(None, description="When it reached a final state.")
+    expires_at: datetime | None = Field(None, description="When its result is deleted.")
+    progress: Progress = Field(description="How far it is.")
+    input: InputFacts = Field(description="What came in.")
+    options: Options = Field(description="How it was asked for.")
+    metrics: Metrics | None = Field(None, description="Measured when it succeeded.")
+    result: ResultLink | None = Field(None, description="Present when it succeeded.")
+    error: ProblemDocument | None = Field(None, description="Present when it failed.")
+
+
+def new_job_id() -> str:
+    """A name that sorts by birth and cannot be guessed: 48 bits of milliseconds, 80 of chance, hexadecimal."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def document_of(record: Record) -> JobDocument:
+    job, outcome = record.job, record.outcome
+    link = None
+    if outcome and record.state is JobState.SUCCEEDED:
+        made = outcome.result
+        link = ResultLink(
+            url=f"/jobs/{job.id}/result", content_type=made.content_type, bytes=made.bytes, sha256=made.sha256
+        )
+    return JobDocument(
+        id=job.id,
+        kind=job.kind,
+        state=record.state,
+        model=job.model,
+        backend=outcome.backend if outcome else None,
+        precision=outcome.precision if outcome else None,
+        attempts=record.attempts,
+        created_at=_moment(job.created_at),
+        started_at=_moment(record.started_at) if record.started_at else None,
+        finished_at=_moment(record.finished_at) if record.finished_at else None,
+        expires_at=_moment(record.expires_at) if record.expires_at else None,
+        progress=record.progress,
+        input=job.input,
+        options=job.options,
+        metrics=outcome.metrics if outcome else None,
+        result=link,
+        error=ProblemDocument.model_validate(record.error) if record.error else None,
+    )
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

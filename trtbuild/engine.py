@@ -1,0 +1,39 @@
+"""What a running stage looks like to those who use it, whatever backend runs it."""
+
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import QuietframeError
+
+Array = NDArray[np.float32]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class BackendUnavailable(QuietframeError):
+    """This machine cannot run that backend; the message says why and what would help."""
+
+
+class Engine(Protocol):
+    """One stage of a denoiser, loaded and ready. Not safe for two threads at once: callers take turns."""
+
+    @property
+    def backend(self) -> str:
+        """`openvino` or `torch`."""
+
+    @property
+    def precision(self) -> Precision:
+        """What the inner layers compute in; inputs and outputs are float32."""
+
+    def denoise(self, noisy: Array, sigma: Array) -> Array:
+        """Run the stage on a batch of windows.
+
+        Args:
+            noisy: [N, T*C, H, W], C-contiguous, RGB in [0, 1] for the first stage, the T frames stacked oldest first; H
+                and W multiples of the stage's `multiple`.
+            sigma: [N], on the scale of `noisy`; ignored when blind.
+
+        Returns:
+            [N, planes_out, H, W], not clamped, owned by the caller.
+        """
