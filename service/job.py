@@ -105,7 +105,7 @@ class Metrics(_Frozen):
     )
     input_psnr_db: float | None = Field(None, description="Noisy input against the reference.")
     sigma_estimate: float | None = Field(None, description="Estimated noise level of the input, 8-bit scale.")
-    seconds: StageSeconds = Field(default_factory=StageSeconds, description="Where the time went.")
+    seconds: StageSeconds = Field(StageSeconds(), description="Where the time went.")
 
 
 class Result(_Frozen):
@@ -138,7 +138,7 @@ class Record(BaseModel):
     started_at: float | None = None
     finished_at: float | None = None
     expires_at: float | None = None
-    progress: Progress = Field(default_factory=Progress)
+    progress: Progress = Progress()
     outcome: Outcome | None = None
     error: dict[str, Any] | None = None
 

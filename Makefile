@@ -1,0 +1,55 @@
+# Everything a user or a contributor runs. `make demo` and `make serve` need Python 3.11+ and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo serve test check format graphs clean
+
+help:
+	@echo "make demo    install, serve, denoise a photo and a clip over HTTP, show the result, stop"
+	@echo "make serve   install, then serve on http://127.0.0.1:8000 until Ctrl-C"
+	@echo "make test    install everything, run the tests"
+	@echo "make check   lint, format and types"
+	@echo "make format  put the code into shape"
+	@echo "make graphs  export the shipped weights to ONNX again"
+
+demo: $(VENV)/light
+	$(BIN)/python -m service.demo
+
+serve: $(VENV)/light
+	$(BIN)/quietframe serve
+
+test: $(VENV)/full
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/full
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+graphs: $(VENV)/full
+	$(BIN)/python -m trtbuild.export
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quietframe needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# What serving needs: no torch.
+$(VENV)/light: $(VENV)/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+# And what training, export and the tests need.
+$(VENV)/full: $(VENV)/light
+	$(PIP) --editable '.[torch,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output

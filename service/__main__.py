@@ -1,0 +1,400 @@
+"""The `quietframe` command: serves, denoises files, lists models and jobs, trains and measures."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from models.catalogue import CATALOGUE, find
+from models.errors import QuietframeError
+from service.settings import Settings
+
+app = typer.Typer(
+    name="quietframe",
+    help="Takes the noise out of images and video.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+jobs_app = typer.Typer(help="Looks at the jobs of a running service.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+
+out = Console()
+err = Console(stderr=True)
+
+Host = Annotated[str | None, typer.Option(envvar="QUIETFRAME_HOST", help="Address to listen on. [127.0.0.1]")]
+Port = Annotated[int | None, typer.Option(envvar="QUIETFRAME_PORT", help="HTTP port; 0 takes a free one. [8000]")]
+DataDir = Annotated[
+    Path | None, typer.Option(envvar="QUIETFRAME_DATA_DIR", help="Blobs and queue live here. [quietframe-data]")
+]
+Workers = Annotated[int | None, typer.Option(envvar="QUIETFRAME_WORKERS", help="Worker processes. [1]")]
+RedisUrl = Annotated[
+    str | None, typer.Option(envvar="QUIETFRAME_REDIS_URL", help="Redis to use; without it serve starts its own.")
+]
+Model = Annotated[str, typer.Option(help="A name that `quietframe models` lists, or auto.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def serve(
+    host: Host = None, port: Port = None, data_dir: DataDir = None, workers: Workers = None, redis_url: RedisUrl = None
+) -> None:
+    """Run API, workers and embedded queue on this machine."""
+    from service.serve import serve as run
+
+    settings = _settings(host=host, port=port, data_dir=data_dir, workers=workers, redis_url=redis_url)
+    _log_to_stderr(settings)
+
+    def on_ready(base_url: str) -> None:
+        out.print(f"Quietframe is ready: [bold]{base_url}[/] (API page {base_url}/docs, Ctrl-C stops)")
+        out.print("Try:", style="dim")
+        # Printed plain: it is to be copied.
+        print(f"  curl -sS -F file=@noisy.png {base_url}/denoise/image -o denoised.png", flush=True)
+
+    run(settings, on_ready=on_ready, stop=Event())
+
+
+@app.command()
+def api(host: Host = None, port: Port = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """Run the HTTP API alone, over a Redis."""
+    import uvicorn
+
+    from service.api.app import create_app
+    from service.serve import LISTEN_FD
+
+    settings = _settings(host=host, port=port, data_dir=data_dir, redis_url=_needs_redis(redis_url))
+    _log_to_stderr(settings)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+    )
+    inherited = os.environ.get(LISTEN_FD)
+    sockets = [socket.socket(fileno=int(inherited))] if inherited else None
+    uvicorn.Server(config).run(sockets=sockets)
+
+
+@app.command()
+def worker(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """Run one worker process, over a Redis."""
+    from service.worker import Stop, Worker
+
+    settings = _settings(data_dir=data_dir, redis_url=_needs_redis(redis_url))
+    _log_to_stderr(settings)
+    stop = Stop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.ask(settings.drain_s))
+    Worker(settings, settings.redis_url or "").run(stop)
+
+
+@app.command()
+def denoise(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, a video, or a folder of them.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The file or folder to write; its suffix is the format.")
+    ],
+    model: Model = "auto",
+    sigma: Annotated[float | None, typer.Option(help="Noise level on the 8-bit scale; left out means blind.")] = None,
+    strength: Annotated[float, typer.Option(help="Share of the noise that is taken out, 0 to 1.")] = 1.0,
+    reference: Annotated[Path | None, typer.Option(help="The clean original, to measure against.")] = None,
+    quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = None,
+    codec: Annotated[str | None, typer.Option(help="Video codec: h264, hevc, av1, vp9, ffv1.")] = None,
+    crf: Annotated[int | None, typer.Option(help="Constant rate factor of the video codec.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Denoise files without a server."""
+    from service.files import FileDone, denoise_files
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    done: list[FileDone] = []
+    with Progress(*columns, TimeRemainingColumn(), console=err, disable=as_json) as bars:
+        for one in denoise_files(
+            source,
+            target,
+            settings=_settings(),
+            model=model,
+            sigma=sigma,
+            strength=strength,
+            reference=reference,
+            quality=quality,
+            codec=codec,
+            crf=crf,
+            bar=_Bars(bars),
+        ):
+            done.append(one)
+            if not as_json:
+                out.print(one.line(), highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps([one.as_dict() for one in done], indent=2))
+    if any(one.error for one in done):
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(help="One model.")] = None, as_json: AsJson = False) -> None:
+    """List the denoisers, or show one with its card."""
+    from models.cards import card_of
+
+    specs = [find(name)] if name else list(CATALOGUE.values())
+    cards = {spec.name: card_of(spec.name) for spec in specs}
+    if as_json:
+        shown = [
+            {
+                "name": spec.name,
+                "kind": spec.kind,
+                "title": spec.title,
+                "source": spec.source,
+                "parameters": spec.parameters,
+                "macs_per_pixel": spec.macs_per_pixel,
+                "trained_sigma": [level * 255 for level in spec.trained_sigma],
+                "card": cards[spec.name].as_dict(),
+            }
+            for spec in specs
+        ]
+        print(json.dumps(shown[0] if name else shown, indent=2))
+        return
+    table = Table("model", "for", "parameters", "kMAC/pixel", "sigma", "source")
+    for spec in specs:
+        low, high = (round(level * 255) for level in spec.trained_sigma)
+        size = f"{spec.parameters / 1e6:.2f} M"
+        table.add_row(spec.name, spec.kind, size, f"{spec.macs_per_pixel / 1e3:.0f}", f"{low}-{high}", spec.source)
+    out.print(table)
+    if name:
+        out.print(cards[specs[0].name].text(), highlight=False)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Which weights to make: fitvnet-spatial, fitvnet, dncnn.")],
+    data: Annotated[list[Path], typer.Option(help="Folder of clean pictures or footage; may be repeated.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The .safetensors file to write.")],
+    minutes: Annotated[float, typer.Option(help="Training time in all; a resumed run counts its earlier parts.")] = 60,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside OUT.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads; one is fastest on a shared machine.")] = 1,
+) -> None:
+    """Train a network by its recipe."""
+    _needs_torch()
+    from models.training.recipes import RECIPES
+    from models.training.trainer import Report
+    from models.training.trainer import train as run
+
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"{recipe!r}; known are {', '.join(RECIPES)}")
+
+    def tell(report: Report) -> None:
+        watched = "" if report.psnr_db is None else "  PSNR " + " / ".join(f"{value:.2f}" for value in report.psnr_db)
+        out.print(f"step {report.step}  {report.minutes:.1f} min  loss {report.loss:.4f}{watched}", highlight=False)
+
+    run(
+        RECIPES[recipe],
+        data,
+        out_file,
+        minutes=minutes,
+        resume=resume,
+        device=device,
+        threads=threads,
+        on_report=tell,
+    )
+    out.print(f"wrote {out_file}")
+
+
+@app.command(name="eval")
+def evaluate(
+    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to measure.")],
+    data: Annotated[
+        list[Path], typer.Option(help="A test set: clean pictures, *_real/*_mean pairs, or frame folders.")
+    ],
+    sigma: Annotated[str, typer.Option(help="Noise levels on the 8-bit scale.")] = "15,25,50",
+    backend: Annotated[str, typer.Option(help="What runs the networks: auto, openvino, torch.")] = "auto",
+    every: Annotated[int, typer.Option(min=1, help="Take every n-th picture only.")] = 1,
+    frames: Annotated[int, typer.Option(min=1, help="At most so many frames of a sequence.")] = 20,
+    as_json: AsJson = False,
+    cards: Annotated[bool, typer.Option("--write-cards", help="Put the figures into the models' cards.")] = False,
+) -> None:
+    """Measure PSNR and SSIM on clean pictures with added noise, and on real pairs."""
+    from service.evaluation import evaluate as run
+    from service.evaluation import table_of, write_into_cards
+
+    levels = [float(level) for level in sigma.split(",")]
+    rows = []
+    for row in run(names, data, levels, _settings(backend=backend), every=every, most_frames=frames):
+        rows.append(row)
+        if not as_json:
+            err.print(row.line(), highlight=False)
+    if as_json:
+        print(json.dumps([row.as_dict() for row in rows], indent=2))
+    else:
+        out.print(table_of(rows))
+    if cards:
+        write_into_cards(rows)
+
+
+@app.command()
+def bench(
+    megapixels: Annotated[float, typer.Option(help="Size of the test picture.")] = 0.25, as_json: AsJson = False
+) -> None:
+    """Time every model on this machine, on each backend that is there."""
+    from service.evaluation import time_models
+
+    timed = time_models(_settings(), megapixels)
+    if as_json:
+        print(json.dumps(timed, indent=2))
+        return
+    table = Table("model", "backend", "precision", "ms per megapixel", "GMAC/s")
+    for row in timed:
+        table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))
+    out.print(table)
+
+
+@jobs_app.command("list")
+def jobs_list(
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Newest first."""
+    from service.broker.queue import QueueClient
+    from service.job import JobState, document_of
+
+    if state is not None and state not in set(JobState):
+        raise typer.BadParameter(f"{state!r}; known are {', '.join(JobState)}")
+
+    async def read(client: QueueClient) -> list[dict[str, Any]]:
+        records, _ = await client.list(JobState(state) if state else None, limit, None)
+        return [document_of(record).model_dump(mode="json") for record in records]
+
+    documents = _ask_broker(read, data_dir, redis_url)
+    if as_json:
+        print(json.dumps(documents, indent=2))
+        return
+    table = Table("id", "kind", "state", "model", "done", "attempts", "created")
+    for one in documents:
+        progress = one["progress"]
+        share = f"{progress['done']}/{progress['total'] or '?'} {progress['unit']}"
+        table.add_row(
+            one["id"], one["kind"], one["state"], one["model"], share, str(one["attempts"]), one["created_at"][:19]
+        )
+    out.print(table)
+
+
+@jobs_app.command("show")
+def jobs_show(job_id: str, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """One job's document."""
+    from service.broker.queue import QueueClient
+    from service.job import document_of
+
+    async def read(client: QueueClient) -> str:
+        return document_of(await client.get(job_id)).model_dump_json(indent=2)
+
+    print(_ask_broker(read, data_dir, redis_url))
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(job_id: str, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """Cancel a job that waits or runs."""
+    from service.broker.queue import QueueClient
+
+    async def cancel(client: QueueClient) -> str:
+        return (await client.cancel(job_id)).state
+
+    out.print(f"{job_id} is {_ask_broker(cancel, data_dir, redis_url)}")
+
+
+class _Bars:
+    """Shows each file's progress as a bar."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task: Any = None
+
+    def start(self, name: str) -> None:
+        self._task = self._bars.add_task(name, total=None)
+
+    def move(self, done: int, total: int | None) -> None:
+        self._bars.update(self._task, completed=done, total=total)
+
+    def finish(self) -> None:
+        self._bars.remove_task(self._task)
+
+
+def _settings(**said: Any) -> Settings:
+    """The environment's settings, and over them what the command line said."""
+    from pydantic import ValidationError
+
+    try:
+        return Settings(**{name: value for name, value in said.items() if value is not None})
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise typer.BadParameter(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']} (is {first['input']!r})"
+        ) from None
+
+
+def _needs_redis(redis_url: str | None) -> str:
+    if not redis_url:
+        raise typer.BadParameter("--redis-url or QUIETFRAME_REDIS_URL is needed; `quietframe serve` starts its own")
+    return redis_url
+
+
+def _needs_torch() -> None:
+    from importlib.util import find_spec
+
+    from models.errors import NeedsExtra
+
+    if find_spec("torch") is None:
+        raise NeedsExtra("training needs torch, which is not installed: pip install 'quietframe[torch]'")
+
+
+def _ask_broker(ask: Any, data_dir: Path | None, redis_url: str | None) -> Any:
+    """Ask the broker of a running service: the Redis that is named, else the embedded one of the data directory."""
+    from service.broker.embedded import EmbeddedServer
+    from service.broker.queue import QueueClient
+
+    settings = _settings(data_dir=data_dir, redis_url=redis_url)
+    url = settings.redis_url or EmbeddedServer(settings.data_dir).url
+
+    async def connected() -> Any:
+        async with QueueClient(url, settings) as client:
+            return await ask(client)
+
+    return asyncio.run(connected())
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; an error that we foresaw is one line on stderr and status 1."""
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except QuietframeError as problem:
+        err.print(f"[red]quietframe:[/] {problem}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Denoises files and folders on this machine, without a server, through the pipeline that the worker uses."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from models.catalogue import find
+from models.errors import QuietframeError
+from service.errors import BadInput, UnknownFormat
+from service.job import Metrics, Options, Progress
+from service.media.formats import validate_output
+from service.media.sniff import HEAD_BYTES, content_type_of
+from service.pipeline.images import denoise_image
+from service.pipeline.progress import OnProgress
+from service.pipeline.shelf import Shelf
+from service.pipeline.videos import denoise_video
+from service.settings import Settings
+
+FORMATS = {  # of the target's suffix
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mkv": "mkv",
+    ".mov": "mov",
+    ".webm": "webm",
+}
+
+
+class Bar(Protocol):
+    """Shows how far a file is."""
+
+    def start(self, name: str) -> None: ...
+    def move(self, done: int, total: int | None) -> None: ...
+    def finish(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileDone:
+    """What came of one file."""
+
+    source: str
+    target: str | None
+    model: str | None = None
+    backend: str | None = None
+    metrics: Metrics | None = None
+    error: str | None = None
+
+    def line(self) -> str:
+        if self.metrics is None:
+            return f"{self.source}: {self.error}"
+        parts = [f"{self.source} -> {self.target}: {self.model} on {self.backend}"]
+        if self.metrics.sigma_estimate is not None:
+            parts.append(f"sigma about {self.metrics.sigma_estimate:.1f}")
+        if self.metrics.psnr_db is not None and self.metrics.input_psnr_db is not None:
+            parts.append(f"PSNR {self.metrics.input_psnr_db:.2f} -> {self.metrics.psnr_db:.2f} dB")
+        if self.metrics.ssim is not None:
+            parts.append(f"SSIM {self.metrics.ssim:.4f}")
+        return ", ".join(parts)
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self) | {"metrics": self.metrics.model_dump() if self.metrics else None}
+
+
+def denoise_files(
+    source: Path,
+    target: Path,
+    *,
+    settings: Settings,
+    model: str,
+    sigma: float | None,
+    strength: float,
+    reference: Path | None,
+    quality: int | None,
+    codec: str | None,
+    crf: int | None,
+    bar: Bar,
+) -> Iterator[FileDone]:
+    """Denoise one file, or every image and video under a folder into the same places under another.
+
+    Yields:
+        One result a file. A folder's unreadable file is a result with an error, and the others go on.
+
+    Raises:
+        BadInput: the one file cannot be denoised, or an option is out of its range.
+        UnknownDenoiser: no such model.
+    """
+    if not 0 <= strength <= 1:
+        raise BadInput(f"strength is {strength:g}; it must be within 0 and 1")
+    options = Options(sigma=sigma, strength=strength, quality=quality, codec=codec, crf=crf)
+    shelf = Shelf(settings)
+    if not source.exists():
+        raise BadInput(f"{source} does not exist")
+    if not source.is_dir():
+        if target.is_dir():
+            target = target / source.name
+        yield _one(source, target, reference, options, model, shelf, settings, bar)
+        return
+    if reference is not None and not reference.is_dir():
+        raise BadInput(f"the input is a folder, so the reference must be one; {reference} is none")
+    if target.resolve() == source.resolve():
+        raise BadInput(f"{target} is the input itself; results would replace their originals")
+    inside = sorted(path for path in source.rglob("*") if path.is_file() and target not in path.parents)
+    for path in inside:
+        relative = path.relative_to(source)
+        clean = reference / relative if reference else None
+        try:
+            yield _one(
+                path,
+                target / relative,
+                clean if clean and clean.exists() else None,
+                options,
+                model,
+                shelf,
+                settings,
+                bar,
+            )
+        except QuietframeError as problem:
+            yield FileDone(str(path), None, error=str(problem))
+
+
+def _one(
+    source: Path,
+    target: Path,
+    reference: Path | None,
+    options: Options,
+    model: str,
+    shelf: Shelf,
+    settings: Settings,
+    bar: Bar,
+) -> FileDone:
+    with source.open("rb") as file:
+        content_type = content_type_of(file.read(HEAD_BYTES))
+    if content_type is None:
+        raise UnknownFormat(f"{source} is in no image or video format that is read here")
+    kind = "image" if content_type.startswith("image/") else "video"
+    spec = find(model, "image" if kind == "image" else "video")
+    low, high = (level * 255 for level in spec.trained_sigma)
+    if options.sigma is not None and not low <= options.sigma <= high:
+        raise BadInput(f"sigma is {options.sigma:g}; {spec.name} was trained on {low:g} to {high:g}")
+    form = "same" if target.suffix.lower() == source.suffix.lower() else FORMATS.get(target.suffix.lower(), "same")
+    options = options.model_copy(update={"format": form})
+    validate_output("image" if kind == "image" else "video", form, options.codec, options.crf, options.quality)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    denoiser = shelf.denoiser(spec.name)
+    bar.start(source.name)
+    try:
+        on_progress = _moving(bar)
+        if kind == "image":
+            image = denoise_image(denoiser, source, options, settings, reference=reference, on_progress=on_progress)
+            unfinished = target.with_name(target.name + ".part")
+            unfinished.write_bytes(image.data)
+            unfinished.replace(target)
+            metrics = image.metrics
+        else:
+            unfinished = target.with_name(target.name + ".part")
+            video = denoise_video(
+                denoiser, source, unfinished, options, settings, reference=reference, on_progress=on_progress
+            )
+            unfinished.replace(target)
+            metrics = video.metrics
+    finally:
+        bar.finish()
+    return FileDone(str(source), str(target), spec.name, f"{denoiser.backend} {denoiser.precision}", metrics)
+
+
+def _moving(bar: Bar) -> OnProgress:
+    def move(progress: Progress) -> None:
+        bar.move(progress.done, progress.total)
+
+    return move

@@ -1,0 +1,173 @@
+"""A denoiser that is loaded and takes pictures of any size: pads, cuts into tiles, runs its stages, joins."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.catalogue import DenoiserSpec, StageSpec
+from service.pipeline.cascade import restore_stream
+from service.pipeline.tiles import plan_tiles, read_padded
+from service.pipeline.turns import Turns, Urgency
+from trtbuild.engine import Array, Engine
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]  # [H, W, 3] RGB
+OnTile = Callable[[int, int], None]  # done, total
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is learnt on the way, added up over tiles and frames."""
+
+    infer_s: float = 0.0
+    removed_power: float = 0.0  # sum of squares of noisy minus restored, [0, 1] scale
+    values: int = 0
+
+    @property
+    def sigma_estimate(self) -> float | None:
+        """Root mean square of what was taken out, on the 8-bit scale: what the network took for noise."""
+        return float(np.sqrt(self.removed_power / self.values) * 255) if self.values else None
+
+    def add_removed(self, noisy: Array, restored: Array) -> None:
+        removed = (noisy - restored).ravel()
+        self.removed_power += float(np.dot(removed, removed))
+        self.values += removed.size
+
+
+@dataclass(frozen=True, slots=True)
+class Denoiser:
+    """A catalogue entry with an engine for each of its stages. Any thread may use it: the engine is shared by turns."""
+
+    spec: DenoiserSpec
+    engines: Sequence[Engine]
+    tile_px: int
+    turns: Turns = field(default_factory=Turns)
+
+    @property
+    def backend(self) -> str:
+        return self.engines[0].backend
+
+    @property
+    def precision(self) -> str:
+        return self.engines[0].precision
+
+    def restore_picture(
+        self,
+        pixels: Pixels,
+        *,
+        strength: float = 1.0,
+        sigma: float | None = None,
+        urgency: Urgency = Urgency.BATCH,
+        tally: Tally | None = None,
+        on_tile: OnTile | None = None,
+    ) -> Pixels:
+        """Take the noise out of one picture with a denoiser of a single frame.
+
+        Memory beyond the picture and its result depends on the tile alone.
+
+        Args:
+            pixels: [H, W, 3] RGB, uint8 or uint16 over its full range.
+            strength: share of the found noise that is taken out; 0 gives the input back exactly.
+            sigma: noise level on the [0, 1] scale, for denoisers that must be told.
+            urgency: when several jobs want the engine.
+            tally: is added to.
+            on_tile: told after each tile; what it raises stops the work.
+
+        Returns:
+            Like `pixels`, clipped and rounded.
+        """
+        (stage,) = self.spec.stages
+        tally = tally if tally is not None else Tally()
+        restored = np.empty_like(pixels)
+        scale = np.float32(np.iinfo(pixels.dtype).max)
+        tiles = plan_tiles(*pixels.shape[:2], tile_px=self.tile_px, halo_px=stage.halo_px, multiple=self.spec.multiple)
+        for done, tile in enumerate(tiles, 1):
+            noisy = to_planes(read_padded(pixels, tile))
+            output = self._run(self.engines[0], noisy, sigma, urgency, tally)[: self.spec.channels]
+            inside = (slice(None), *tile.kept_inside)
+            kept, clean = noisy[inside], output[inside]
+            tally.add_removed(kept, clean)
+            restored[tile.kept] = to_pixels(blend(kept, clean, strength), pixels.dtype, scale)
+            if on_tile:
+                on_tile(done, len(tiles))
+        return restored
+
+    def restore_frames(
+        self,
+        frames: Iterable[Array],
+        *,
+        sigma: float | None = None,
+        urgency: Urgency = Urgency.VIDEO,
+        tally: Tally | None = None,
+    ) -> Iterator[Array]:
+        """Restore a stream of frames of one size.
+
+        Args:
+            frames: [3, H, W] float32 in [0, 1], oldest first.
+            sigma: noise level on the [0, 1] scale, for denoisers that must be told.
+            urgency: when several jobs want the engine.
+            tally: its time in the engine is added to.
+
+        Yields:
+            [3, H, W], not clamped, one for each frame; `spec.frames // 2` frames behind the input.
+        """
+        tally = tally if tally is not None else Tally()
+        engines = dict(zip(self.spec.stages, self.engines, strict=True))
+
+        def run(stage: StageSpec, planes: Array) -> Array:
+            return self._run_tiled(engines[stage], stage, planes, sigma, urgency, tally)
+
+        for planes in restore_stream(self.spec.stages, run, frames):
+            yield planes[: self.spec.channels]
+
+    def _run_tiled(
+        self, engine: Engine, stage: StageSpec, planes: Array, sigma: float | None, urgency: Urgency, tally: Tally
+    ) -> Array:
+        """[T*C, H, W] to [planes_out, H, W], whatever the size."""
+        height, width = planes.shape[1:]
+        # Every stage is padded alike: a later one's edge must not lie where an earlier one saw the frame go on.
+        tiles = plan_tiles(height, width, tile_px=self.tile_px, halo_px=stage.halo_px, multiple=self.spec.multiple)
+        pixels = planes.transpose(1, 2, 0)
+        if len(tiles) == 1:
+            noisy = np.ascontiguousarray(read_padded(pixels, tiles[0]).transpose(2, 0, 1))
+            return self._run(engine, noisy, sigma, urgency, tally)[:, :height, :width]
+        result = np.empty((stage.planes_out, height, width), np.float32)
+        for tile in tiles:
+            noisy = np.ascontiguousarray(read_padded(pixels, tile).transpose(2, 0, 1))
+            output = self._run(engine, noisy, sigma, urgency, tally)
+            result[(slice(None), *tile.kept)] = output[(slice(None), *tile.kept_inside)]
+        return result
+
+    def _run(self, engine: Engine, planes: Array, sigma: float | None, urgency: Urgency, tally: Tally) -> Array:
+        with self.turns.turn(urgency):
+            started = time.monotonic()
+            restored: Array = engine.denoise(planes[None], np.array([sigma or 0.0], np.float32))[0]
+            tally.infer_s += time.monotonic() - started
+        return restored
+
+
+def to_planes(pixels: Pixels) -> Array:
+    """[H, W, 3] uint8 or uint16 to [3, H, W] float32 in [0, 1], contiguous."""
+    scale = np.float32(1 / np.iinfo(pixels.dtype).max)
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
+    planes *= scale
+    return planes
+
+
+def to_pixels(planes: Array, dtype: np.dtype[np.uint8] | np.dtype[np.uint16], scale: np.float32) -> Pixels:
+    """[3, H, W] float32 to [H, W, 3], clipped to [0, 1] and rounded."""
+    scaled = np.clip(planes, 0, 1) * scale
+    np.rint(scaled, out=scaled)
+    return np.ascontiguousarray(scaled.astype(dtype).transpose(1, 2, 0))
+
+
+def blend(noisy: Array, restored: Array, strength: float) -> Array:
+    """Between the noisy and the restored frame; the ends are exact."""
+    if strength == 1:
+        return restored
+    if strength == 0:
+        return noisy
+    between: Array = noisy + np.float32(strength) * (restored - noisy)
+    return between

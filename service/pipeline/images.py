@@ -1,0 +1,96 @@
+"""One image file in, one out: decode, restore, measure, encode."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.quality import psnr_db, ssim
+from service.errors import BadInput
+from service.job import Metrics, Options, StageSeconds
+from service.media.image import read_image, write_image
+from service.pipeline.denoiser import Denoiser, Pixels, Tally
+from service.pipeline.progress import OnProgress, Pace, ignore_progress
+from service.pipeline.turns import Urgency
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisedImage:
+    """The encoded result and what was measured on the way."""
+
+    data: bytes
+    content_type: str
+    suffix: str  # with the dot
+    metrics: Metrics
+
+
+def denoise_image(
+    denoiser: Denoiser,
+    source: Path,
+    options: Options,
+    settings: Settings,
+    *,
+    reference: Path | None = None,
+    urgency: Urgency = Urgency.BATCH,
+    on_progress: OnProgress = ignore_progress,
+) -> DenoisedImage:
+    """Denoise an image file.
+
+    Metrics against `reference` are of the pixels that are encoded, before a lossy codec.
+
+    Raises:
+        BadInput: the file or its reference cannot be read, or they differ in size.
+    """
+    started = time.monotonic()
+    picture = read_image(source, settings)
+    clean = read_image(reference, settings).pixels if reference else None
+    if clean is not None and clean.shape != picture.pixels.shape:
+        raise BadInput(f"reference is {_size(clean)}, the input {_size(picture.pixels)}; they must be equal")
+    decoded = time.monotonic()
+
+    tally = Tally()
+    pace: Pace | None = None
+
+    def on_tile(done: int, total: int) -> None:
+        nonlocal pace
+        pace = pace or Pace("tiles", total, on_progress)
+        pace.step()
+        assert pace.done == done
+
+    restored = denoiser.restore_picture(
+        picture.pixels,
+        strength=options.strength,
+        sigma=None if options.sigma is None else options.sigma / 255,
+        urgency=urgency,
+        tally=tally,
+        on_tile=on_tile,
+    )
+    if picture.is_grey:
+        restored = _grey(restored)
+    worked = time.monotonic()
+    data, content_type, suffix = write_image(restored, picture, format=options.format, quality=options.quality)[:3]
+    encoded = time.monotonic()
+    return DenoisedImage(
+        data=data,
+        content_type=content_type,
+        suffix=suffix,
+        metrics=Metrics(
+            psnr_db=None if clean is None else psnr_db(restored, clean),
+            ssim=None if clean is None else ssim(restored, clean),
+            input_psnr_db=None if clean is None else psnr_db(picture.pixels, clean),
+            sigma_estimate=tally.sigma_estimate,
+            seconds=StageSeconds(decode=decoded - started, infer=worked - decoded, encode=encoded - worked),
+        ),
+    )
+
+
+def _grey(restored: Pixels) -> Pixels:
+    """A grey picture went in as three equal planes; what comes out is averaged back to one, in all three."""
+    mean = np.rint(restored.mean(2, keepdims=True, dtype=np.float32)).astype(restored.dtype)
+    return np.broadcast_to(mean, restored.shape).copy()
+
+
+def _size(pixels: Pixels) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"

@@ -1,0 +1,52 @@
+"""Which denoisers a process has loaded; each stage's engine is opened once, whoever shares it."""
+
+from threading import Lock
+
+import numpy as np
+
+from models.catalogue import CATALOGUE, DenoiserSpec, StageSpec
+from service.pipeline.denoiser import Denoiser
+from service.pipeline.turns import Turns
+from service.settings import Settings
+from trtbuild.engine import Engine
+from trtbuild.open import open_engine
+
+WARM_UP_PX = 64
+
+
+class Shelf:
+    """Opens denoisers on first use and keeps them. Any thread may ask."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._turns = Turns()
+        self._lock = Lock()
+        self._engines: dict[StageSpec, Engine] = {}
+        self._denoisers: dict[str, Denoiser] = {}
+
+    def denoiser(self, name: str) -> Denoiser:
+        """The catalogue entry of this name, loaded.
+
+        Raises:
+            NeedsExtra, BackendUnavailable: this machine cannot run it; the message says what would help.
+        """
+        with self._lock:
+            if name not in self._denoisers:
+                self._denoisers[name] = self._load(CATALOGUE[name])
+            return self._denoisers[name]
+
+    def warm_up(self) -> dict[str, Denoiser]:
+        """Load all that is known here and run each engine once, so that the first job is as fast as the next."""
+        for name in CATALOGUE:
+            for stage, engine in zip(CATALOGUE[name].stages, self.denoiser(name).engines, strict=True):
+                planes = np.zeros((1, stage.frames * stage.planes_in, WARM_UP_PX, WARM_UP_PX), np.float32)
+                engine.denoise(planes, np.zeros(1, np.float32))
+        return dict(self._denoisers)
+
+    def _load(self, spec: DenoiserSpec) -> Denoiser:
+        for stage in spec.stages:
+            if stage not in self._engines:
+                self._engines[stage] = open_engine(
+                    spec, stage, backend=self._settings.backend, threads=self._settings.threads
+                )
+        return Denoiser(spec, [self._engines[stage] for stage in spec.stages], self._settings.tile_px, self._turns)

@@ -1,0 +1,76 @@
+"""A stream through a cascade gives the frames that whole windows would give, and runs each stage once a frame."""
+
+import numpy as np
+import pytest
+
+from models.catalogue import StageSpec
+from service.pipeline.cascade import mirrored, restore_stream, windows
+
+HEAD = StageSpec(name="head", frames=1, halo_px=0, parameters=0, macs_per_pixel=0)
+FIRST = StageSpec(name="first", frames=3, halo_px=0, parameters=0, macs_per_pixel=0)
+SECOND = StageSpec(name="second", frames=3, halo_px=0, parameters=0, macs_per_pixel=0)
+WEIGHTS = {"head": [2.0], "first": [0.2, 0.5, -0.4], "second": [1.5, -0.3, 0.7]}
+
+
+class Counting:
+    """Weighs the frames of a window, differently in each stage, and counts its runs."""
+
+    def __init__(self):
+        self.runs = {"head": 0, "first": 0, "second": 0}
+
+    def __call__(self, stage, planes):
+        self.runs[stage.name] += 1
+        frames = np.split(planes, stage.frames)
+        return np.tanh(sum(weight * frame for weight, frame in zip(WEIGHTS[stage.name], frames, strict=True)))
+
+
+def whole_window(frames, t):
+    """Figure 3 of the paper, drawn out: five frames, mirrored at the ends of the clip."""
+    run = Counting()
+    padded = np.pad(np.arange(len(frames)), 2, mode="reflect" if len(frames) > 1 else "edge")
+    heads = [run(HEAD, frames[i]) for i in padded[t : t + 5]]
+    firsts = [run(FIRST, np.concatenate(heads[i : i + 3])) for i in range(3)]
+    return run(SECOND, np.concatenate(firsts))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 9])
+def test_stream_and_window_give_the_same_frames(length):
+    frames = [np.random.default_rng(t).standard_normal((3, 2, 2)).astype(np.float32) for t in range(length)]
+    streamed = list(restore_stream((HEAD, FIRST, SECOND), Counting(), frames))
+    assert len(streamed) == length
+    for t, frame in enumerate(streamed):
+        np.testing.assert_array_equal(frame, whole_window(frames, t))
+
+
+def test_each_stage_runs_once_a_frame():
+    run = Counting()
+    list(restore_stream((HEAD, FIRST, SECOND), run, [np.zeros((3, 2, 2), np.float32)] * 100))
+    assert run.runs == {"head": 100, "first": 102, "second": 100}  # two more where the clip is mirrored
+
+
+def test_a_frame_comes_out_as_soon_as_the_two_after_it_are_in():
+    taken = 0
+
+    def frames():
+        nonlocal taken
+        for _ in range(50):
+            taken += 1
+            yield np.zeros((3, 2, 2), np.float32)
+
+    for index, _ in enumerate(restore_stream((HEAD, FIRST, SECOND), Counting(), frames())):
+        assert taken == min(50, index + 3)
+
+
+def test_an_empty_clip_stays_empty():
+    assert list(restore_stream((HEAD, FIRST, SECOND), Counting(), [])) == []
+
+
+def test_mirroring_goes_on_and_on_over_a_short_clip():
+    items = [np.array([value]) for value in (0, 1)]
+    assert [int(item[0]) for item in mirrored(items, 3)] == [1, 0, 1, 0, 1, 0, 1, 0]
+    assert [int(item[0]) for item in mirrored(items[:1], 2)] == [0] * 5
+
+
+def test_windows_are_stacked_oldest_first():
+    items = [np.array([value]) for value in range(4)]
+    assert [window.tolist() for window in windows(items, 3)] == [[0, 1, 2], [1, 2, 3]]
