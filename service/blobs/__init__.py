@@ -1,0 +1,6 @@
+"""Where do the bytes live? Uploads and results are blobs, named by the SHA-256 of what is in them."""
+
+from service.blobs.files import FileStore
+from service.blobs.store import NAME_PATTERN, Blob, BlobStore
+
+__all__ = ["NAME_PATTERN", "Blob", "BlobStore", "FileStore"]

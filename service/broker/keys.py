@@ -1,0 +1,97 @@
+"""Which keys are there in Redis, what is in each, who writes it, and how long does it live?
+
+All names stand behind `PREFIX`. The scripts build keys from it by themselves, so all keys must be on one server (a
+primary with its replicas; not a cluster that splits them).
+
+| key            | type   | holds                                             | written by                    | lives |
+| -------------- | ------ | ------------------------------------------------- | ----------------------------- | ----- |
+| `work:{lane}`  | stream | an entry for each job that waits or runs, `job` = | put, replay, requeue,         | until |
+|                |        | its id; the pending entries of group `workers`    | give_back add; claim, settle, | the   |
+|                |        | are the leases                                    | requeue, give_back drop       | end   |
+| `job:{id}`     | hash   | the record; its fields are below                  | every script                  | R     |
+| `events:{id}`  | stream | `event` = `state` or `progress`, `data` = JSON;   | every script that moves       | R     |
+|                |        | the last 256 or a few more                        | a job; report                 |       |
+| `jobs`         | zset   | ids of all jobs, score 0, as ids sort by birth    | put, expire, remove           | ever  |
+| `jobs:{state}` | zset   | ids of the jobs in that state, score 0            | every script that moves a job | ever  |
+| `blob:{name}`  | set    | ids of the jobs that use the blob                 | put, settle, expire, remove   | empty |
+| `idem:{hash}`  | hash   | `job` and `fingerprint` of an idempotency key     | put                           | 24 h  |
+| `expiring`     | zset   | ids of final jobs; score: when the result is to   | settle, cancel, claim add;    | ever  |
+|                |        | be deleted, and after that, when the record is    | expire, replay, remove        |       |
+| `dead`         | stream | dead letters: `job`, `lane`, `reason`, `worker`,  | claim, settle add; replay,    | ever  |
+|                |        | `attempts`                                        | expire, remove drop           |       |
+| `counters`     | hash   | `{name}:{lane}` = number; names in `COUNTERS`     | most scripts                  | ever  |
+| `worker:{id}`  | string | a worker's card, JSON                             | its heartbeat                 | L     |
+| `workers`      | zset   | ids of workers; score: last heartbeat             | heartbeat, retire, janitor    | ever  |
+| `janitor`      | string | somebody sweeps, or has just swept                | janitor                       | 30 s  |
+
+R: until `record_ttl_s` after the result expired. L: one `lease_ttl_s`. Empty ones cost nothing.
+
+Fields of `job:{id}`: `job` (JSON as it was put), `lane`, `blobs` (names, a blank between), `state`, `attempts` (those
+that count), `fence` (raised at every claim, never lowered), `owner` (worker), `claim` (token of the claim that made it
+the owner), `entry` (id of its entry on the work stream), `queued_at`, `claimed_at`, `started_at`, `finished_at`,
+`expires_at` (seconds since 1970, the server's clock), `progress`, `outcome`, `error` (JSON), `last_error`, `settled`
+(fence and verb of the last settling, so that a repeated one is known), `progress_ms` (when progress was last
+published), `dead` (id of its dead letter).
+
+A running job is its owner's while `owner` and `fence` both fit; every script of a worker asks that first.
+"""
+
+import hashlib
+
+from service.job import JobState, Lane
+
+PREFIX = "quietframe:"
+GROUP = "workers"
+IDEMPOTENCY_TTL_S = 24 * 3600
+
+COUNTERS = {
+    "accepted": "jobs put",
+    "claimed": "leases given",
+    "redelivered": "leases given on a job that somebody had tried before",
+    "released": "leases handed back untried",
+    "retried": "tries that failed and were not the last",
+    "lease_lost": "reports and settlings refused because the job was another's",
+    "dead_lettered": "jobs given up",
+    "succeeded": "jobs that ended so",
+    "failed": "jobs that ended so",
+    "cancelled": "jobs that ended so",
+    "expired": "results deleted for age",
+    "wait_seconds": "sum, from entering the lane to the lease",
+    "run_seconds": "sum, from the last lease to the end",
+}
+
+
+def work(lane: Lane) -> str:
+    """The stream that scaling rules look at: its length is jobs waiting plus jobs running."""
+    return f"{PREFIX}work:{lane}"
+
+
+def job(job_id: str) -> str:
+    return f"{PREFIX}job:{job_id}"
+
+
+def events(job_id: str) -> str:
+    return f"{PREFIX}events:{job_id}"
+
+
+def jobs(state: JobState | None) -> str:
+    return f"{PREFIX}jobs:{state}" if state else f"{PREFIX}jobs"
+
+
+def blob(name: str) -> str:
+    return f"{PREFIX}blob:{name}"
+
+
+def idempotency(key: str) -> str:
+    """What stands behind `idem:`. Hashed: a client's key may be of any length and hold any character."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def worker(worker_id: str) -> str:
+    return f"{PREFIX}worker:{worker_id}"
+
+
+COUNTER_HASH = f"{PREFIX}counters"
+DEAD = f"{PREFIX}dead"
+WORKERS = f"{PREFIX}workers"
+JANITOR = f"{PREFIX}janitor"

@@ -1,0 +1,28 @@
+-- Gives a failed job a fresh start: attempts from 1 again, its dead letter withdrawn.
+-- Keys: job:{id}, jobs, jobs:{state}, events:{id}, work:{lane}, expiring, dead, counters. ARGV: 2 id, 3 most entries.
+-- Returns {'queued'}, {'missing'}, {'full', length} or {'refused', state}.
+local id = ARGV[2]
+local job = read_job(id)
+if not job.state then
+  return {'missing'}
+end
+if job.state ~= 'failed' then
+  return {'refused', job.state}
+end
+local length = redis.call('XLEN', key('work', job.lane))
+if length >= tonumber(ARGV[3]) then
+  return {'full', tostring(length)}
+end
+if job.dead then
+  redis.call('XDEL', PREFIX .. 'dead', job.dead)
+end
+redis.call('ZREM', PREFIX .. 'expiring', id)
+redis.call('HDEL', key('job', id), 'error', 'last_error', 'dead', 'finished_at', 'expires_at', 'started_at', 'claimed_at',
+  'progress', 'progress_ms', 'settled')
+redis.call('HSET', key('job', id), 'attempts', 0, 'queued_at', seconds(now_ms()), 'entry', add_entry(job.lane, id))
+-- The old story ends with `failed`; a follower of the new one must not stop there.
+redis.call('DEL', key('events', id))
+job.attempts = 0
+enter(id, job, 'queued')
+count('accepted', job.lane)
+return {'queued'}

@@ -1,0 +1,35 @@
+"""What do many tests need? A real queue server for the session, empty for each test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from service.broker.embedded import EmbeddedServer, bundled_binary
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """`pytest.mark.anyio` runs coroutine tests, as the service runs: on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The bundled Valkey, in a directory of its own."""
+    with EmbeddedServer(tmp_path_factory.mktemp("queue"), binary=bundled_binary()) as server:
+        yield server.url
+
+
+@pytest.fixture
+def fresh_redis_url(redis_url: str) -> str:
+    """The same server, with nothing in it."""
+    with Redis.from_url(redis_url) as link:
+        link.flushall()
+    return redis_url
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
