@@ -319,6 +319,17 @@ def jobs_cancel(job_id: str, data_dir: DataDir = None, redis_url: RedisUrl = Non
     out.print(f"{job_id} is {_ask_broker(cancel, data_dir, redis_url)}")
 
 
+@jobs_app.command("replay")
+def jobs_replay(job_id: str, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """Queue a failed job again."""
+    from service.broker.queue import QueueClient
+
+    async def replay(client: QueueClient) -> str:
+        return (await client.replay(job_id)).state
+
+    out.print(f"{job_id} is {_ask_broker(replay, data_dir, redis_url)}")
+
+
 class _Bars:
     """Shows each file's progress as a bar."""
 

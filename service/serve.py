@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from threading import Event
 
 from models.errors import QuietframeError
-from service.broker.embedded import EmbeddedServer, die_with_parent
+from service.broker.embedded import EmbeddedServer
+from service.processes import dies_with_parent
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class _Child:
             pass_fds=self.inherited,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
-            preexec_fn=die_with_parent,
+            preexec_fn=dies_with_parent(),
         )
 
     def keep(self) -> None:

@@ -90,6 +90,7 @@ class Worker:
             thread.start()
         for thread in threads:
             thread.join()
+        janitor.close()
 
     def _slot(self, number: int, lanes: Sequence[Lane], card: WorkerCard | None, stop: Stop) -> None:
         client = LeaseClient(self._url, self._settings, f"{self._id}-{number}")
@@ -143,7 +144,6 @@ class Worker:
 
     def _denoise(self, lease: Lease, on_progress: OnProgress) -> Outcome:
         job = lease.job
-        queued_s = max(0.0, time.time() - job.created_at)
         denoiser = self._shelf.denoiser(job.model)
         with self._blobs.fetch(job.input_blob) as source:
             if job.reference_blob is None:
@@ -152,7 +152,7 @@ class Worker:
                 with self._blobs.fetch(job.reference_blob) as reference:
                     made = self._make(job, source, reference, on_progress)
         result, metrics = made
-        seconds = metrics.seconds.model_copy(update={"queue": queued_s})
+        seconds = metrics.seconds.model_copy(update={"queue": lease.waited_s})
         return Outcome(
             result=result,
             metrics=metrics.model_copy(update={"seconds": seconds}),

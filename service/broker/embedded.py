@@ -1,6 +1,5 @@
 """Where does the queue live on a laptop? In a private server beside the data, started and ended with the service."""
 
-import ctypes
 import fcntl
 import hashlib
 import logging
@@ -13,9 +12,8 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +27,7 @@ from redis.retry import Retry
 
 from service.broker.link import Link
 from service.errors import NotReady
+from service.processes import dies_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ _ANSWER_S = 10.0  # a new server answers in 0.05 s (our measurement, 2 busy core
 _LOAD_S = 300.0  # it may read a long append-only file first, and says so
 _STOP_S = 10.0
 _STALE_S = 3.0  # one that nobody leads any more is given less
-_PR_SET_PDEATHSIG = 1
 
 
 class DataDirBusy(NotReady):
@@ -159,7 +157,7 @@ class EmbeddedServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_dies_with_parent(),
+                preexec_fn=dies_with_parent(),
             )
         started_at = time.monotonic()
         while True:
@@ -270,22 +268,6 @@ def _major(binary: str) -> int:
     shown = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False, timeout=10)
     found = re.search(r"\bv=(\d+)", shown.stdout)
     return int(found[1]) if found else 0
-
-
-def _dies_with_parent() -> Callable[[], None] | None:
-    """What a new child runs so that the kernel ends it when we are killed; Linux can, others leave a stale server."""
-    # The kernel watches the thread that made the child. Another than the main one may end long before the service does.
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec as little as possible may happen
-    parent = os.getpid()
-
-    def arrange() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)  # the parent was gone before the kernel knew
-
-    return arrange
 
 
 def _listener(path: Path) -> int | None:

@@ -1,0 +1,143 @@
+"""Pictures of every size and depth, and clips, go through the shipped denoisers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.catalogue import CATALOGUE
+from models.quality import psnr_db
+from service.demo import moving_clip, read_photo, with_noise
+from service.errors import JobCancelled
+from service.pipeline.denoiser import Denoiser, Tally, to_planes
+from service.pipeline.shelf import Shelf
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+IMAGE_DENOISERS = [spec.name for spec in CATALOGUE.values() if spec.kind == "image"]
+
+
+@pytest.fixture(scope="module")
+def shelf():
+    return Shelf(Settings())
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return read_photo()
+
+
+@pytest.mark.parametrize("name", IMAGE_DENOISERS)
+def test_a_noisy_photo_comes_back_clean(shelf, photo, name):
+    noisy = with_noise(photo, seed=1)
+    restored = shelf.denoiser(name).restore_picture(noisy)
+    assert psnr_db(restored, photo) > psnr_db(noisy, photo) + 8  # 9 and more measured; NLM gains 7
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2), (17, 16), (33, 47), (100, 1)])
+def test_any_size_works(shelf, photo, size):
+    picture = np.ascontiguousarray(photo[: size[0], : size[1]])
+    restored = shelf.denoiser("fitvnet-spatial").restore_picture(picture)
+    assert restored.shape == picture.shape
+    assert restored.dtype == np.uint8
+
+
+def test_sixteen_bits_stay_sixteen(shelf, photo):
+    deep = photo[:64, :64].astype(np.uint16) * 257 + np.uint16(3)
+    restored = shelf.denoiser("fitvnet-spatial").restore_picture(deep)
+    assert restored.dtype == np.uint16
+    assert len(np.unique(restored % 257)) > 100  # values between the 8-bit steps
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_strength_zero_gives_the_input_back(shelf, dtype):
+    picture = np.random.default_rng(3).integers(0, np.iinfo(dtype).max, (50, 60, 3), endpoint=True).astype(dtype)
+    restored = shelf.denoiser("fitvnet-spatial").restore_picture(picture, strength=0)
+    np.testing.assert_array_equal(restored, picture)
+
+
+def test_half_strength_lies_between(shelf, photo):
+    noisy = with_noise(photo, seed=2)[:128, :128]
+    denoiser = shelf.denoiser("fitvnet-spatial")
+    whole, half = (denoiser.restore_picture(noisy, strength=strength).astype(int) for strength in (1.0, 0.5))
+    between = (noisy.astype(int) + whole) / 2
+    assert np.abs(half - between).max() <= 1  # both were rounded
+
+
+@pytest.mark.parametrize("name", IMAGE_DENOISERS)
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_tiles_join_without_a_seam(photo, name, backend):
+    """Less than half an 8-bit step anywhere; all in all far less than 0.01 dB."""
+    noisy = np.ascontiguousarray(np.tile(with_noise(photo, seed=4), (1, 2, 1))[:500, :760])
+    settings = Settings(backend=backend)
+    tiled = Shelf(settings.model_copy(update={"tile_px": 256})).denoiser(name)
+    whole = Shelf(settings.model_copy(update={"tile_px": 1024})).denoiser(name)
+    planes = to_planes(noisy)
+    (one,) = whole.restore_frames([planes])
+    (other,) = tiled.restore_frames([planes])
+    assert np.abs(one - other).max() < 0.5 / 255
+    clean = to_planes(np.ascontiguousarray(np.tile(photo, (1, 2, 1))[:500, :760]))
+    assert abs(psnr_db(one, clean) - psnr_db(other, clean)) < 0.01
+
+
+def test_video_tiles_join_without_a_seam(photo):
+    frames = [to_planes(with_noise(frame, seed=t)) for t, frame in enumerate(moving_clip(photo)[:3])]
+    frames = [np.ascontiguousarray(np.tile(frame, (1, 1, 2))) for frame in frames]
+    whole, tiled = (Shelf(Settings(tile_px=size)).denoiser("fitvnet") for size in (1024, 256))
+    for one, other in zip(whole.restore_frames(frames), tiled.restore_frames(frames), strict=True):
+        assert np.abs(one - other).max() < 0.5 / 255
+
+
+def test_what_was_removed_tells_the_noise_level(shelf, photo):
+    tally = Tally()
+    shelf.denoiser("fitvnet-spatial").restore_picture(with_noise(photo, seed=5), tally=tally)
+    assert tally.sigma_estimate == pytest.approx(24, abs=3)  # of 25; clipping at black takes some of it away
+
+
+def test_neighbouring_frames_help(shelf, photo):
+    clip = moving_clip(photo)[:9]
+    noisy = [with_noise(frame, seed=t) for t, frame in enumerate(clip)]
+    means = {}
+    for name in ("fitvnet", "fitvnet-spatial"):
+        restored = shelf.denoiser(name).restore_frames([to_planes(frame) for frame in noisy])
+        means[name] = np.mean([psnr_db(r, to_planes(c)) for r, c in zip(restored, clip, strict=True)])
+    assert means["fitvnet"] > means["fitvnet-spatial"] + 0.3
+
+
+def test_who_watches_may_stop_the_work(shelf, photo):
+    def stop(done: int, total: int) -> None:
+        raise JobCancelled(f"after {done} of {total}")
+
+    denoiser = Denoiser(CATALOGUE["dncnn"], shelf.denoiser("dncnn").engines, tile_px=256)
+    with pytest.raises(JobCancelled, match="after 1 of"):
+        denoiser.restore_picture(np.zeros((512, 512, 3), np.uint8), on_tile=stop)
+
+
+PEAK_OF_ONE_PICTURE = """
+import resource, sys
+import numpy as np
+from models.catalogue import CATALOGUE
+from service.pipeline.denoiser import Denoiser
+
+class Copy:
+    backend, precision = "copy", "fp32"
+    def denoise(self, noisy, sigma):
+        return np.concatenate([noisy, noisy[:, :1]], 1)
+
+side = int(sys.argv[1])
+Denoiser(CATALOGUE["fitvnet-spatial"], [Copy()], 512).restore_picture(np.zeros((side, side, 3), np.uint8))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_memory_depends_on_the_tile_not_on_the_picture():
+    """A picture of 16 megapixels takes the room of itself and its result more than a small one, and no more."""
+    peaks_mib = {}
+    for side in (512, 4096):
+        command = [sys.executable, "-c", PEAK_OF_ONE_PICTURE, str(side)]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        peaks_mib[side] = int(ran.stdout)
+    pictures_mib = 2 * 4096 * 4096 * 3 // 2**20
+    assert peaks_mib[4096] - peaks_mib[512] < pictures_mib + 32

@@ -1,0 +1,236 @@
+"""The whole service as a user meets it: one command, real HTTP, real pixels, and a clean end."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import cv2
+import httpx
+import numpy as np
+import pytest
+
+from service.demo import CLIP_FRAMES, moving_clip, png_bytes, read_photo, with_noise, write_clip
+from service.media.video import VideoReader
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+
+
+class Served:
+    """A running `quietframe serve`."""
+
+    def __init__(self, process, base_url):
+        self.process, self.base_url = process, base_url
+
+    def client(self):
+        return httpx.Client(base_url=self.base_url, timeout=120)
+
+
+@contextmanager
+def serving(data_dir, **environment):
+    said = {f"QUIETFRAME_{name.upper()}": str(value) for name, value in environment.items()}
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--data-dir", str(data_dir)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"COLUMNS": "200"} | said, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        url = next((word for line in process.stdout for word in line.split() if word.endswith("/denoise/image")), None)
+        assert url, f"the service ended with status {process.wait()}"
+        yield Served(process, url.removesuffix("/denoise/image"))
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("data")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return read_photo()
+
+
+@pytest.fixture(scope="module")
+def clips(photo):
+    """A clean and a noisy clip with sound, as bytes."""
+    clean, noisy = io.BytesIO(), io.BytesIO()
+    frames = moving_clip(photo)
+    write_clip(clean, frames)
+    write_clip(noisy, [with_noise(frame, seed) for seed, frame in enumerate(frames)])
+    return clean.getvalue(), noisy.getvalue()
+
+
+def wait_for(client, url):
+    """Follow a job's events to its end; gives its last document."""
+    with client.stream("GET", f"{url}/events") as events:
+        for _ in events.iter_lines():
+            pass
+    return client.get(url).json()
+
+
+def test_a_photo_goes_in_noisy_and_comes_out_clean(service, photo):
+    files = {"file": ("noisy.png", png_bytes(with_noise(photo, 7))), "reference": ("clean.png", png_bytes(photo))}
+    with service.client() as client:
+        answer = client.post("/denoise/image", files=files)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "image/png"
+    assert answer.headers["Quietframe-Model"] == "fitvnet-spatial"
+    assert float(answer.headers["Quietframe-PSNR"]) > float(answer.headers["Quietframe-Input-PSNR"]) + 8
+    assert cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR).shape == photo.shape
+
+
+def test_a_clip_keeps_its_sound_and_its_times(service, clips, tmp_path):
+    clean, noisy = clips
+    with service.client() as client:
+        files = {"file": ("noisy.mp4", noisy), "reference": ("clean.mp4", clean)}
+        answer = client.post("/jobs/video", files=files)
+        assert answer.status_code == 202
+        job = wait_for(client, answer.headers["Location"])
+        assert job["state"] == "succeeded", job["error"]
+        assert job["progress"]["done"] == CLIP_FRAMES
+        assert job["metrics"]["psnr_db"] > job["metrics"]["input_psnr_db"] + 7
+        result = client.get(job["result"]["url"])
+    assert result.headers["Content-Type"] == "video/mp4"
+    assert "noisy-denoised.mp4" in result.headers["Content-Disposition"]
+    (tmp_path / "noisy.mp4").write_bytes(noisy)
+    (tmp_path / "denoised.mp4").write_bytes(result.content)
+    assert times_of(tmp_path / "denoised.mp4") == times_of(tmp_path / "noisy.mp4")
+    assert sound_of(tmp_path / "denoised.mp4") == sound_of(tmp_path / "noisy.mp4")
+
+
+def times_of(path):
+    with VideoReader(path, Settings()) as reader:
+        return [frame.pts * frame.time_base for frame in reader]
+
+
+def sound_of(path):
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+def test_a_video_that_is_told_to_stop_stops(service, clips):
+    with service.client() as client:
+        answer = client.post("/jobs/video", files={"file": ("noisy.mp4", clips[1])})
+        url = answer.headers["Location"]
+        with client.stream("GET", f"{url}/events") as events:
+            next(line for line in events.iter_lines() if '"running"' in line)
+            assert client.delete(url).status_code in {200, 202}
+            for _ in events.iter_lines():
+                pass
+        assert client.get(url).json()["state"] == "cancelled"
+        assert client.get(f"{url}/result").status_code == 410
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "status", "words"),
+    [
+        (b"", {}, 422, "empty"),
+        (b"just text", {}, 415, ""),
+        (png_bytes(np.zeros((40, 40, 3), np.uint8))[:60], {}, 422, ""),
+        (None, {"model": "magic"}, 422, "magic"),
+        (None, {"sigma": "-3"}, 422, "-3"),
+        (None, {"sigma": "900"}, 422, "900"),
+        (None, {"strength": "2"}, 422, "2"),
+    ],
+)
+def test_bad_input_is_told_what_is_wrong_and_the_service_goes_on(service, photo, content, fields, status, words):
+    content = png_bytes(photo) if content is None else content
+    with service.client() as client:
+        answer = client.post("/denoise/image", files={"file": ("in.png", content)}, data=fields)
+        assert answer.status_code == status
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert words in json.dumps(answer.json())
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_truncated_photo_fails_as_its_own_problem(service, photo):
+    with service.client() as client:
+        answer = client.post("/denoise/image", files={"file": ("in.png", png_bytes(photo)[:100_000])})
+    assert answer.status_code == 422
+    assert answer.json()["code"] == "bad_input"
+
+
+def test_jobs_queued_when_the_service_is_killed_are_done_after_it_starts_again(tmp_path, photo):
+    upload = {"file": ("noisy.png", png_bytes(with_noise(photo, 8)))}
+    with serving(tmp_path, lease_ttl_s=2) as served, served.client() as client:
+        urls = [client.post("/jobs/image", files=upload).headers["Location"] for _ in range(12)]
+        served.process.kill()
+        served.process.wait()
+    with serving(tmp_path, lease_ttl_s=2) as served, served.client() as client:
+        assert [wait_for(client, url)["state"] for url in urls] == ["succeeded"] * 12
+
+
+def test_stopping_ends_with_status_zero_and_hands_the_video_in_hand_back(tmp_path, clips):
+    with serving(tmp_path, drain_s=0) as served, served.client() as client:
+        url = client.post("/jobs/video", files={"file": ("noisy.mp4", clips[1])}).headers["Location"]
+        with client.stream("GET", f"{url}/events") as events:
+            next(line for line in events.iter_lines() if '"running"' in line)
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(60) == 0
+    with serving(tmp_path) as served, served.client() as client:
+        job = wait_for(client, url)
+        assert job["state"] == "succeeded"
+        assert job["attempts"] == 1  # being handed back is no attempt
+
+
+def test_a_worker_that_dies_is_started_again_and_its_job_is_done(tmp_path, clips):
+    with serving(tmp_path, lease_ttl_s=2) as served, served.client() as client:
+        url = client.post("/jobs/video", files={"file": ("noisy.mp4", clips[1])}).headers["Location"]
+        with client.stream("GET", f"{url}/events") as events:
+            next(line for line in events.iter_lines() if '"running"' in line)
+        os.kill(worker_pid(client), signal.SIGKILL)
+        job = wait_for(client, url)
+    assert job["state"] == "succeeded"
+    assert job["attempts"] == 2
+
+
+def worker_pid(client):
+    ready = client.get("/readyz").json()
+    return ready["workers"][0]["pid"]
+
+
+def test_a_second_service_on_the_same_data_is_refused(tmp_path):
+    with serving(tmp_path):
+        command = [sys.executable, "-m", "service", "serve", "--port", "0", "--data-dir", str(tmp_path)]
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1
+    assert second.stderr.startswith("quietframe: ")
+    assert "Traceback" not in second.stderr
+
+
+def test_a_taken_port_is_said_plainly(service, tmp_path):
+    port = service.base_url.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "service", "serve", "--port", port, "--data-dir", str(tmp_path)]
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in second.stderr
+
+
+def test_files_and_folders_are_denoised_without_a_server(tmp_path, photo, clips):
+    source = tmp_path / "in" / "deep"
+    source.mkdir(parents=True)
+    (source / "noisy.png").write_bytes(png_bytes(with_noise(photo[:128, :128], 9)))
+    (source / "notes.txt").write_text("not a picture")
+    short = io.BytesIO()
+    write_clip(short, moving_clip(photo)[:4])
+    (tmp_path / "in" / "clip.mp4").write_bytes(short.getvalue())
+    command = [sys.executable, "-m", "service", "denoise", str(tmp_path / "in"), str(tmp_path / "out"), "--json"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = {Path(one["source"]).name: one for one in json.loads(ran.stdout)}
+    assert ran.returncode == 1  # the text file is named, the others are done
+    assert done["notes.txt"]["error"]
+    assert done["noisy.png"]["model"] == "fitvnet-spatial"
+    assert done["clip.mp4"]["model"] == "fitvnet"
+    assert (tmp_path / "out" / "deep" / "noisy.png").exists()
+    assert len(times_of(tmp_path / "out" / "clip.mp4")) == 4
