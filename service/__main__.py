@@ -69,25 +69,14 @@ def serve(
 @app.command()
 def api(host: Host = None, port: Port = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     """Run the HTTP API alone, over a Redis."""
-    import uvicorn
-
-    from service.api.app import create_app
+    from service.api.server import make_server
     from service.serve import LISTEN_FD
 
     settings = _settings(host=host, port=port, data_dir=data_dir, redis_url=_needs_redis(redis_url))
     _log_to_stderr(settings)
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-    )
     inherited = os.environ.get(LISTEN_FD)
     sockets = [socket.socket(fileno=int(inherited))] if inherited else None
-    uvicorn.Server(config).run(sockets=sockets)
+    make_server(settings).run(sockets=sockets)
 
 
 @app.command()

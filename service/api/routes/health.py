@@ -1,0 +1,94 @@
+"""What probes and scrapers ask: is the process alive, can it take work, how does it do."""
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from service.api import openapi
+from service.api.services import Services, UseServices
+from service.broker.card import WorkerCard
+from service.broker.keys import COUNTERS
+from service.errors import NotReady
+from service.metrics import QueueFigures
+
+router = APIRouter(tags=["service"])
+
+
+class Alive(BaseModel):
+    status: str = Field("alive", description="Always `alive`: that there is an answer is the answer.")
+
+
+class Ready(BaseModel):
+    status: str = Field("ready", description="Always `ready`; what is not is answered 503.")
+    workers: list[WorkerCard] = Field(description="Workers that take jobs, each with the models it has loaded.")
+
+
+class Index(BaseModel):
+    service: str = Field("quietframe", description="Who answers.")
+    docs: str = Field("/docs", description="The page on which every call can be tried.")
+    openapi: str = Field("/openapi.json", description="The same for programs.")
+    denoise: str = Field("/denoise/image", description="Where to send an image.")
+    models: str = Field("/models", description="Which denoisers there are.")
+
+
+@router.get("/", summary="Where to go from here", response_model=Index)
+async def index() -> Index:
+    return Index()
+
+
+@router.get(
+    "/livez",
+    summary="Is the process alive?",
+    description="Asks the event loop only. A broker that is away is no reason to restart this process.",
+    response_model=Alive,
+)
+async def livez() -> Alive:
+    return Alive()
+
+
+@router.get(
+    "/readyz",
+    summary="Can it take work?",
+    description="Ready means: the broker answers and a worker is up. What is missing is in the problem's `detail`.",
+    response_model=Ready,
+    responses=openapi.problems(503),
+)
+async def readyz(services: UseServices) -> Ready:
+    if services.draining.is_set():
+        raise NotReady("the process is stopping")
+    await services.queue.ping()
+    workers = [card for card in await services.queue.workers() if card.ready]
+    if not workers:
+        raise NotReady("the broker answers, but no worker is ready")
+    return Ready(workers=workers)
+
+
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    description="OpenMetrics text. While the broker is away the queue's figures are absent, and `denoise_broker_up` "
+    "is 0.",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/openmetrics-text": {"schema": {"type": "string"}}}},
+    },
+)
+async def metrics(request: Request, services: UseServices) -> Response:
+    body, media_type = services.metrics.exposition(await _figures(services), request.headers.get("accept"))
+    return Response(body, headers={"Content-Type": media_type})
+
+
+async def _figures(services: Services) -> QueueFigures:
+    try:
+        lanes = await services.queue.depths()
+        counters = await services.queue.counters()
+        workers = await services.queue.workers()
+    except NotReady:
+        return QueueFigures()
+    return QueueFigures(
+        up=True,
+        lanes={str(lane): depth for lane, depth in lanes.items()},
+        counters={(name, lane): value for key, value in counters.items() for name, _, lane in [key.partition(":")]},
+        about=COUNTERS,
+        workers_ready=sum(card.ready for card in workers),
+    )

@@ -1,0 +1,50 @@
+"""How the app is served: one process, and a stop that waits for requests but not for streams without end."""
+
+import math
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.api.app import create_app
+from service.api.services import Services
+from service.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """One process only: metrics live in its memory. Who needs more runs more of them behind one address."""
+
+    def __init__(self, app: FastAPI, settings: Settings, on_up: Callable[[str], None] | None = None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_level=settings.log_level,
+                log_config=None,  # logging is the process's to set up
+                access_log=False,  # the metrics count requests; a line each would hide the lines that matter
+                server_header=False,
+                timeout_graceful_shutdown=max(1, math.ceil(settings.drain_s)),
+            )
+        )
+        self._fastapi = app
+        self._on_up = on_up
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._on_up:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._on_up(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell the open event streams to end, then let the requests in hand finish."""
+        services = getattr(self._fastapi.state, "services", None)
+        if isinstance(services, Services):  # it is not there where the start itself failed
+            services.draining.set()
+        await super().shutdown(sockets)
+
+
+def make_server(settings: Settings, on_up: Callable[[str], None] | None = None) -> Server:
+    """A server ready to `run()`, or to be awaited with `serve()`; `on_up` is told its URL once it listens."""
+    return Server(create_app(settings), settings, on_up)

@@ -1,0 +1,170 @@
+"""Is this input one we can denoise, and which job comes of it? The gate that every door (REST, gRPC) leads through."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import time
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import BinaryIO
+
+from models import catalogue
+from models.catalogue import DenoiserSpec, Kind
+from service.blobs import Blob, BlobStore
+from service.broker.queue import QueueClient
+from service.errors import BadInput, NotReady, UnknownFormat
+from service.job import InputFacts, Job, Lane, Options, new_job_id
+from service.media import formats, probe, sniff
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_SIGMA_SLACK = 1e-6  # 55/255*255 need not be 55 to the last bit
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_DOOR = {
+    "image": ("images", "Send images to POST /denoise/image or POST /jobs/image"),
+    "video": ("videos", "Send videos to POST /jobs/video"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a caller sent. The files are read from where they stand, rewound, and stay the caller's to close."""
+
+    kind: Kind
+    content: BinaryIO
+    name: str  # the caller's file name: for display only, never a path
+    options: Options
+    model: str = "auto"
+    reference: BinaryIO | None = None
+    waited_for: bool = False  # somebody stays on the line, so it goes before what nobody waits for
+
+
+class Intake:
+    """Checks what was asked, stores its files, and puts the job into its lane."""
+
+    def __init__(self, settings: Settings, queue: QueueClient, store: BlobStore) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._store = store
+
+    async def accept(self, asked: Asked, *, idempotency_key: str | None = None) -> tuple[str, bool]:
+        """Make a job of it.
+
+        A blob whose job does not come about is left to the janitor, which deletes what no job names.
+
+        Returns:
+            The job's id, and whether it is new: with a key seen before it is the job made then.
+
+        Raises:
+            BadInput, UnknownFormat, FrameTooLarge, UnknownDenoiser: it will never do.
+            IdempotencyConflict: the key belongs to another request.
+            QueueFull, NotReady: not now.
+        """
+        if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
+            raise BadInput("the idempotency key must be 1 to 255 visible ASCII characters; a UUID is a good one")
+        spec = catalogue.find(asked.model, asked.kind)
+        check_options(asked.kind, spec, asked.options)
+
+        blob, facts = await self._take_in(asked.kind, asked.content)
+        _check_output(asked.kind, asked.options, facts.content_type)  # again, now that `same` means something
+        reference = None
+        if asked.reference is not None:
+            try:
+                reference, clean = await self._take_in(asked.kind, asked.reference)
+            except BadInput as err:
+                raise type(err)(f"the reference is refused: {err}") from err
+            if (clean.width, clean.height) != (facts.width, facts.height):
+                raise BadInput(
+                    f"reference is {clean.width}x{clean.height} and file is {facts.width}x{facts.height}; "
+                    "both must be of one size"
+                )
+        job = Job(
+            id=new_job_id(),
+            kind=asked.kind,
+            lane=_lane_of(asked),
+            model=spec.name,
+            options=asked.options,
+            input_blob=blob.name,
+            reference_blob=reference.name if reference else None,
+            input=facts,
+            name=safe_stem(asked.name) or asked.kind,
+            created_at=time.time(),
+        )
+        idempotency = (idempotency_key, _fingerprint(asked, blob, reference)) if idempotency_key else None
+        return await self._queue.put(job, idempotency=idempotency)
+
+    async def _take_in(self, kind: Kind, content: BinaryIO) -> tuple[Blob, InputFacts]:
+        """Look at the header, then store the bytes; what no decoder here knows is never stored."""
+        head = await asyncio.to_thread(_head_of, content)
+        if not head:
+            raise BadInput("file is empty: it has 0 bytes")
+        content_type = sniff.content_type_of(head)
+        if content_type is None:
+            raise sniff.unknown_format(head, kind)
+        found = content_type.partition("/")[0]
+        if found != kind:
+            raise UnknownFormat(f"file is {content_type}, and here {_DOOR[kind][0]} are taken. {_DOOR[found][1]}")
+        if kind == "image":
+            facts = await asyncio.to_thread(sniff.probe_image, content, self._settings)
+            return await self._store_away(content), facts
+        blob = await self._store_away(content)
+        with self._store.fetch(blob.name) as path:
+            return blob, await probe.probe_video(path, self._settings)
+
+    async def _store_away(self, content: BinaryIO) -> Blob:
+        try:
+            content.seek(0)
+            return await asyncio.to_thread(self._store.put, content)
+        except OSError as err:
+            log.exception("an upload could not be stored")
+            raise NotReady("the upload could not be kept; the service's log has the reason") from err
+
+
+def check_options(kind: Kind, spec: DenoiserSpec, options: Options) -> None:
+    """Refuse what no worker could do, before a byte is stored.
+
+    Raises:
+        BadInput: naming the value and its bound.
+    """
+    if options.sigma is not None:
+        most = spec.trained_sigma[1] * 255
+        if not 0 <= options.sigma <= most + _SIGMA_SLACK:
+            raise BadInput(
+                f"sigma is {options.sigma:g}; model {spec.name} takes 0 to {most:g} (noise level on the 8-bit scale)"
+            )
+    if not 0 <= options.strength <= 1:
+        raise BadInput(f"strength is {options.strength:g}; it is a share from 0 to 1")
+    _check_output(kind, options)
+
+
+def _check_output(kind: Kind, options: Options, content_type: str | None = None) -> None:
+    formats.validate_output(kind, options.format, options.codec, options.crf, options.quality, content_type)
+
+
+def safe_stem(file_name: str) -> str:
+    """The caller's file name without its ending and without what could mean anything to a shell, path or header."""
+    stem = PurePath(file_name.replace("\\", "/")).stem
+    return _UNSAFE.sub("-", stem).strip("-.")[:80]
+
+
+def _lane_of(asked: Asked) -> Lane:
+    if asked.kind == "video":
+        return Lane.VIDEO
+    return Lane.IMAGE_INTERACTIVE if asked.waited_for else Lane.IMAGE_BATCH
+
+
+def _head_of(content: BinaryIO) -> bytes:
+    content.seek(0)
+    head = content.read(sniff.HEAD_BYTES)
+    content.seek(0)
+    return head
+
+
+def _fingerprint(asked: Asked, blob: Blob, reference: Blob | None) -> str:
+    """What makes two requests the same: all that shapes the result. The file's name does not."""
+    parts = [asked.kind, asked.model, asked.options.model_dump(), blob.sha256, reference.sha256 if reference else None]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

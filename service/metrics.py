@@ -1,0 +1,115 @@
+"""What the API process tells Prometheus, and how the queue's figures get there.
+
+Only the API exports queue figures: the same gauge from every worker would be summed by whoever scales on it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+_OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+# From a status poll to a long synchronous image or an upload over a slow line.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+_OUTCOMES = {"succeeded", "failed", "cancelled", "expired"}
+
+
+class LaneFigures(Protocol):
+    """How one lane stands."""
+
+    @property
+    def queued(self) -> int: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def oldest_age_s(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueFigures:
+    """What the broker said last; `up` is whether it answered at all."""
+
+    up: bool = False
+    lanes: Mapping[str, LaneFigures] = field(default_factory=dict)
+    counters: Mapping[tuple[str, str], float] = field(default_factory=dict)  # (name, lane) -> since the broker's birth
+    about: Mapping[str, str] = field(default_factory=dict)  # what each counter's name means
+    workers_ready: int = 0
+
+
+class ApiMetrics:
+    """One registry an app, so that two apps in one process do not count for each other."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._queue = _QueueCollector()
+        self._registry.register(self._queue)
+        self._requests = Histogram(
+            "denoise_http_request_duration_seconds",
+            "From the request's first byte to the answer's last.",
+            ("route", "method", "status"),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+
+    def request_took(self, seconds: float, *, route: str, method: str, status: int) -> None:
+        """Count a request; `route` is the template (`/jobs/{job_id}`), never the path, which has no end of values."""
+        self._requests.labels(route, method, str(status)).observe(seconds)
+
+    def exposition(self, figures: QueueFigures, accept: str | None = None) -> tuple[bytes, str]:
+        """The text of now and its media type: OpenMetrics, unless a scraper asks for Prometheus' older text."""
+        self._queue.figures = figures
+        encode, media_type = choose_encoder(accept if accept and "text/plain" in accept else _OPENMETRICS)
+        return encode(self._registry), media_type
+
+
+class _QueueCollector(Collector):
+    """Hands on figures fetched before: a collector is called outside the event loop's reach and cannot ask Redis."""
+
+    def __init__(self) -> None:
+        self.figures = QueueFigures()
+
+    def collect(self) -> Iterator[Metric]:
+        figures = self.figures
+        yield GaugeMetricFamily("denoise_broker_up", "Whether the broker answered.", value=float(figures.up))
+        if not figures.up:
+            return  # no figure is better than a stale one: zero would scale the workers down
+        queued = GaugeMetricFamily("denoise_jobs_queued", "Jobs that wait for a worker.", labels=["lane"])
+        in_flight = GaugeMetricFamily("denoise_jobs_in_flight", "Jobs that a worker has.", labels=["lane"])
+        oldest = GaugeMetricFamily(
+            "denoise_oldest_job_age_seconds", "How long the oldest waiting job waits.", labels=["lane"]
+        )
+        for lane, depth in figures.lanes.items():
+            queued.add_metric([lane], depth.queued)
+            in_flight.add_metric([lane], depth.in_flight)
+            oldest.add_metric([lane], depth.oldest_age_s)
+        yield from (queued, in_flight, oldest)
+        yield from _counters(figures)
+        ready = GaugeMetricFamily("denoise_workers_ready", "Workers that take jobs.", value=figures.workers_ready)
+        yield ready
+
+
+def _counters(figures: QueueFigures) -> Iterator[Metric]:
+    """The broker's own sums: how jobs ended by kind and outcome, and everything else by lane."""
+    ended: dict[tuple[str, str], float] = {}
+    others: dict[str, CounterMetricFamily] = {}
+    for (name, lane), value in sorted(figures.counters.items()):
+        if name in _OUTCOMES:
+            kind = lane.partition(".")[0]
+            ended[kind, name] = ended.get((kind, name), 0.0) + value
+            continue
+        family = f"denoise_job_{name}" if name.endswith("_seconds") else f"denoise_jobs_{name}"
+        about = f"Told by the broker: {figures.about.get(name, name)}."
+        others.setdefault(name, CounterMetricFamily(family, about, labels=["lane"])).add_metric([lane], value)
+    jobs = CounterMetricFamily("denoise_jobs", "Jobs that came to an end.", labels=["kind", "outcome"])
+    for labels, value in ended.items():
+        jobs.add_metric(labels, value)
+    yield jobs
+    yield from others.values()

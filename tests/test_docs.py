@@ -1,0 +1,42 @@
+"""The docs do not drift from the code."""
+
+import re
+from pathlib import Path
+
+from models.cards import card_of
+from models.catalogue import CATALOGUE
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_setting_stands_in_the_operators_guide_with_its_default():
+    rows = dict(
+        re.findall(r"^\| `QUIETFRAME_(\w+)` \| (.+?) \|", (ROOT / "docs" / "operating.md").read_text(), re.MULTILINE)
+    )
+    assert set(rows) == {name.upper() for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        told = rows[name.upper()].strip("`")
+        assert told == "none" if field.default is None else float_or_text(told) == float_or_text(str(field.default))
+
+
+def float_or_text(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def test_every_model_stands_in_the_docs_with_its_card_s_figures():
+    text = (ROOT / "docs" / "models.md").read_text()
+    for name in CATALOGUE:
+        for test_set, levels in card_of(name).quality.items():
+            for level, figures in levels.items():
+                cells = f"| {name} | {test_set} | {level} | {figures['pictures']} | {figures['noisy']:.2f} | "
+                assert cells + f"**{figures['restored']:.2f}**" in text
+
+
+def test_links_in_the_docs_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
