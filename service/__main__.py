@@ -136,12 +136,19 @@ def denoise(
 
 
 @app.command()
-def models(name: Annotated[str | None, typer.Argument(help="One model.")] = None, as_json: AsJson = False) -> None:
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model.")] = None,
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option(help="Print the cards' figures as the table of docs/models.md.")] = False,
+) -> None:
     """List the denoisers, or show one with its card."""
-    from models.cards import card_of
+    from models.cards import card_of, markdown_of
 
     specs = [find(name)] if name else list(CATALOGUE.values())
     cards = {spec.name: card_of(spec.name) for spec in specs}
+    if markdown:
+        print(markdown_of(cards.values()))
+        return
     if as_json:
         shown = [
             {

@@ -90,7 +90,7 @@ def moving_clip(photo: Image) -> list[Image]:
         zoom = 0.75 + 0.2 * time_
         centre = (190 + 110 * time_, 150 + 50 * np.sin(2.2 * time_))
         matrix = cv2.getRotationMatrix2D(centre, 5 * np.sin(3 * time_), zoom)
-        matrix[:, 2] += (CLIP_WIDTH / 2 - centre[0], CLIP_HEIGHT / 2 - centre[1])
+        matrix[:, 2] += np.array([CLIP_WIDTH / 2 - centre[0], CLIP_HEIGHT / 2 - centre[1]])
         frame = cv2.warpAffine(
             photo, matrix, (CLIP_WIDTH, CLIP_HEIGHT), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT
         )

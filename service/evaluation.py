@@ -230,4 +230,4 @@ def _read(path: Path) -> Array:
     decoded = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if decoded is None:
         raise BadInput(f"{path} cannot be decoded")
-    return to_planes(decoded)
+    return to_planes(np.asarray(decoded, np.uint8))

@@ -49,6 +49,7 @@ class FileDone:
     model: str | None = None
     backend: str | None = None
     metrics: Metrics | None = None
+    lost: tuple[str, ...] = ()  # what the target's format cannot hold
     error: str | None = None
 
     def line(self) -> str:
@@ -61,6 +62,8 @@ class FileDone:
             parts.append(f"PSNR {self.metrics.input_psnr_db:.2f} -> {self.metrics.psnr_db:.2f} dB")
         if self.metrics.ssim is not None:
             parts.append(f"SSIM {self.metrics.ssim:.4f}")
+        if self.lost:
+            parts.append(f"not kept: {', '.join(self.lost)}")
         return ", ".join(parts)
 
     def as_dict(self) -> dict[str, object]:
@@ -145,7 +148,9 @@ def _one(
         raise BadInput(f"sigma is {options.sigma:g}; {spec.name} was trained on {low:g} to {high:g}")
     form = "same" if target.suffix.lower() == source.suffix.lower() else FORMATS.get(target.suffix.lower(), "same")
     options = options.model_copy(update={"format": form})
-    validate_output("image" if kind == "image" else "video", form, options.codec, options.crf, options.quality)
+    validate_output(
+        "image" if kind == "image" else "video", form, options.codec, options.crf, options.quality, content_type
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     denoiser = shelf.denoiser(spec.name)
     bar.start(source.name)
@@ -156,17 +161,16 @@ def _one(
             unfinished = target.with_name(target.name + ".part")
             unfinished.write_bytes(image.data)
             unfinished.replace(target)
-            metrics = image.metrics
+            metrics, lost = image.metrics, image.lost
         else:
-            unfinished = target.with_name(target.name + ".part")
             video = denoise_video(
-                denoiser, source, unfinished, options, settings, reference=reference, on_progress=on_progress
+                denoiser, source, target, options, settings, reference=reference, on_progress=on_progress
             )
-            unfinished.replace(target)
-            metrics = video.metrics
+            metrics, lost = video.metrics, video.lost
     finally:
         bar.finish()
-    return FileDone(str(source), str(target), spec.name, f"{denoiser.backend} {denoiser.precision}", metrics)
+    backend = f"{denoiser.backend} {denoiser.precision}"
+    return FileDone(str(source), str(target), spec.name, backend, metrics, tuple(lost))
 
 
 def _moving(bar: Bar) -> OnProgress:

@@ -21,6 +21,7 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_PROBES_AT_ONCE = 4  # each a process with a decoder in it
 _SIGMA_SLACK = 1e-6  # 55/255*255 need not be 55 to the last bit
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -50,6 +51,7 @@ class Intake:
         self._settings = settings
         self._queue = queue
         self._store = store
+        self._probes = asyncio.Semaphore(_PROBES_AT_ONCE)
 
     async def accept(self, asked: Asked, *, idempotency_key: str | None = None) -> tuple[str, bool]:
         """Make a job of it.
@@ -112,8 +114,9 @@ class Intake:
             facts = await asyncio.to_thread(sniff.probe_image, content, self._settings)
             return await self._store_away(content), facts
         blob = await self._store_away(content)
-        with self._store.fetch(blob.name) as path:
-            return blob, await probe.probe_video(path, self._settings)
+        async with self._probes:
+            with self._store.fetch(blob.name) as path:
+                return blob, await probe.probe_video(path, self._settings)
 
     async def _store_away(self, content: BinaryIO) -> Blob:
         try:

@@ -60,6 +60,7 @@ class InputFacts(_Frozen):
     frames: int | None = Field(None, description="Frames of a video, as its header says; null if it does not say.")
     frame_rate: str | None = Field(None, description="Frames per second as a fraction, such as 30000/1001.")
     has_audio: bool | None = Field(None, description="Whether a video has an audio track.")
+    lost: list[str] = Field([], description="What of the input the result could not keep; told when the job is done.")
 
 
 class Job(_Frozen):
@@ -125,6 +126,7 @@ class Outcome(_Frozen):
     metrics: Metrics
     backend: str
     precision: str
+    lost: list[str] = []  # what of the input the result could not keep
 
 
 class Record(BaseModel):
@@ -211,7 +213,7 @@ def document_of(record: Record) -> JobDocument:
         finished_at=_moment(record.finished_at) if record.finished_at else None,
         expires_at=_moment(record.expires_at) if record.expires_at else None,
         progress=record.progress,
-        input=job.input,
+        input=job.input.model_copy(update={"lost": outcome.lost}) if outcome else job.input,
         options=job.options,
         metrics=outcome.metrics if outcome else None,
         result=link,

@@ -12,6 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
@@ -21,12 +22,12 @@ from service.broker.card import ModelReady, WorkerCard
 from service.broker.janitor import Janitor
 from service.broker.lease import Lease, LeaseClient
 from service.errors import BadInput, JobCancelled, LeaseLost, NotReady, problem_of
-from service.job import Job, Lane, Metrics, Outcome, Progress, Result
-from service.pipeline.images import denoise_image
+from service.job import Lane, Outcome, Progress, Result
+from service.pipeline.images import DenoisedImage, denoise_image
 from service.pipeline.progress import OnProgress
 from service.pipeline.shelf import Shelf
 from service.pipeline.turns import Urgency
-from service.pipeline.videos import denoise_video
+from service.pipeline.videos import DenoisedVideo, denoise_video
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -145,53 +146,50 @@ class Worker:
     def _denoise(self, lease: Lease, on_progress: OnProgress) -> Outcome:
         job = lease.job
         denoiser = self._shelf.denoiser(job.model)
-        with self._blobs.fetch(job.input_blob) as source:
-            if job.reference_blob is None:
-                made = self._make(job, source, None, on_progress)
+        with ExitStack() as fetched:
+            source = fetched.enter_context(self._blobs.fetch(job.input_blob))
+            reference = fetched.enter_context(self._blobs.fetch(job.reference_blob)) if job.reference_blob else None
+            made: DenoisedImage | DenoisedVideo
+            if job.kind == "image":
+                made = denoise_image(
+                    denoiser,
+                    source,
+                    job.options,
+                    self._settings,
+                    reference=reference,
+                    urgency=URGENCY[job.lane],
+                    on_progress=on_progress,
+                )
+                blob = self._blobs.put(io.BytesIO(made.data))
             else:
-                with self._blobs.fetch(job.reference_blob) as reference:
-                    made = self._make(job, source, reference, on_progress)
-        result, metrics = made
-        seconds = metrics.seconds.model_copy(update={"queue": lease.waited_s})
+                spool = self._settings.data_dir / "spool"
+                spool.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix="video-", dir=spool) as folder:
+                    target = Path(folder) / "result"
+                    made = denoise_video(
+                        denoiser,
+                        source,
+                        target,
+                        job.options,
+                        self._settings,
+                        reference=reference,
+                        on_progress=on_progress,
+                    )
+                    blob = self._blobs.put_file(target)
+        seconds = made.metrics.seconds.model_copy(update={"queue": lease.waited_s})
         return Outcome(
-            result=result,
-            metrics=metrics.model_copy(update={"seconds": seconds}),
+            result=Result(
+                blob=blob.name,
+                content_type=made.content_type,
+                bytes=blob.bytes,
+                sha256=blob.sha256,
+                file_name=f"{job.name}-denoised{made.suffix}",
+            ),
+            metrics=made.metrics.model_copy(update={"seconds": seconds}),
             backend=denoiser.backend,
             precision=denoiser.precision,
+            lost=made.lost,
         )
-
-    def _make(self, job: Job, source: Path, reference: Path | None, on_progress: OnProgress) -> tuple[Result, Metrics]:
-        denoiser = self._shelf.denoiser(job.model)
-        if job.kind == "image":
-            image = denoise_image(
-                denoiser,
-                source,
-                job.options,
-                self._settings,
-                reference=reference,
-                urgency=URGENCY[job.lane],
-                on_progress=on_progress,
-            )
-            blob = self._blobs.put(io.BytesIO(image.data))
-            content_type, suffix, metrics = image.content_type, image.suffix, image.metrics
-        else:
-            spool = self._settings.data_dir / "spool"
-            spool.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix="video-", dir=spool) as folder:
-                target = Path(folder) / "result"
-                video = denoise_video(
-                    denoiser, source, target, job.options, self._settings, reference=reference, on_progress=on_progress
-                )
-                blob = self._blobs.put_file(target)
-            content_type, suffix, metrics = video.content_type, video.suffix, video.metrics
-        result = Result(
-            blob=blob.name,
-            content_type=content_type,
-            bytes=blob.bytes,
-            sha256=blob.sha256,
-            file_name=f"{job.name}-denoised{suffix}",
-        )
-        return result, metrics
 
 
 def _watched(client: LeaseClient, lease: Lease, stop: Stop) -> OnProgress:

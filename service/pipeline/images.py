@@ -24,6 +24,7 @@ class DenoisedImage:
     content_type: str
     suffix: str  # with the dot
     metrics: Metrics
+    lost: list[str]  # what the format cannot hold
 
 
 def denoise_image(
@@ -70,12 +71,13 @@ def denoise_image(
     if picture.is_grey:
         restored = _grey(restored)
     worked = time.monotonic()
-    data, content_type, suffix = write_image(restored, picture, format=options.format, quality=options.quality)[:3]
+    made = write_image(restored, picture, format=options.format, quality=options.quality)
     encoded = time.monotonic()
     return DenoisedImage(
-        data=data,
-        content_type=content_type,
-        suffix=suffix,
+        data=made.data,
+        content_type=made.content_type,
+        suffix=made.suffix,
+        lost=list(made.lost),
         metrics=Metrics(
             psnr_db=None if clean is None else psnr_db(restored, clean),
             ssim=None if clean is None else ssim(restored, clean),

@@ -1,0 +1,219 @@
+"""How is a stranger's video opened so that it can reach nothing but its own bytes?
+
+Containers can name other files and hosts, and a demuxer left to guess will follow. Four walls, each of which held by
+itself when tried with PyAV 18.1 and playlists of file and http addresses: the demuxer is chosen from magic bytes and
+not by guessing, only that one is allowed, no protocol is, and the bytes come from an object without a name beside an
+`io_open` that refuses.
+"""
+
+from collections.abc import Generator, Iterator
+from fractions import Fraction
+from types import TracebackType
+from typing import BinaryIO, NoReturn, Self
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from service.errors import BadInput, FrameTooLarge
+from service.job import InputFacts
+from service.media.sniff import HEAD_BYTES, check_pixels, content_type_of, unknown_format
+from service.settings import Settings
+
+DEMUXERS: dict[str, str] = {
+    "video/mp4": "mov",
+    "video/quicktime": "mov",
+    "video/3gpp": "mov",
+    "video/x-matroska": "matroska",
+    "video/webm": "matroska",
+    "video/x-msvideo": "avi",
+    "video/mp2t": "mpegts",
+    "video/mpeg": "mpeg",
+    "video/x-flv": "flv",
+    "video/x-ms-asf": "asf",
+    "video/ogg": "ogg",
+    "video/x-yuv4mpeg": "yuv4mpegpipe",
+}
+_READ_BYTES = 256 * 1024  # each read crosses from C to Python: few and large
+_MAX_STREAMS = 64
+
+
+class _Nameless:
+    """A file's bytes without its name: a demuxer that knows the name may take hints from it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+        self.seek = file.seek
+        self.tell = file.tell
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:  # noqa: ARG001 - PyAV calls it so
+    raise PermissionError("a video may not open other files")
+
+
+def open_container(file: BinaryIO) -> tuple[InputContainer, str]:
+    """Open a video, and say its media type.
+
+    Args:
+        file: Seekable, open for as long as the container is.
+
+    Raises:
+        UnknownFormat: The bytes are in no video format that is read here.
+        BadInput: The container is damaged.
+    """
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    if not head:
+        raise BadInput("file is empty")
+    content_type = content_type_of(head)
+    if content_type not in DEMUXERS:
+        raise unknown_format(head, "video")
+    demuxer = DEMUXERS[content_type]
+    file.seek(0)
+    # A demuxer has several names, and the list must hold one of them as the library spells it.
+    walls = {
+        "format_whitelist": f"{av.format.ContainerFormat(demuxer, 'r').name},{demuxer}",
+        "protocol_whitelist": "none",
+        "max_streams": str(_MAX_STREAMS),
+    }
+    try:
+        container = av.open(
+            _Nameless(file),
+            "r",
+            format=demuxer,
+            container_options=walls,
+            metadata_errors="replace",
+            buffer_size=_READ_BYTES,
+            io_open=_refuse,
+        )
+    except (av.FFmpegError, OSError, ValueError) as err:
+        raise BadInput(f"the {content_type} container is damaged{_because(err)}") from None
+    return container, content_type
+
+
+class OpenVideo:
+    """A video that is known to give at least one frame. Close it when done."""
+
+    def __init__(self, file: BinaryIO, settings: Settings, *, threads: int = 0) -> None:
+        """Open and decode up to the first frame.
+
+        Args:
+            file: Seekable, open for as long as this is.
+            threads: Of the decoder; 0 takes what the machine has.
+
+        Raises:
+            UnknownFormat: The bytes are in no video format that is read here.
+            FrameTooLarge: More pixels a frame, or frames, than the settings allow.
+            BadInput: It is damaged, has no video track, or its first frame cannot be decoded.
+        """
+        self._most_frames = settings.max_video_frames
+        size = file.seek(0, 2)  # before the demuxer counts on the position
+        self.container, content_type = open_container(file)
+        try:
+            self.stream = _video_track(self.container)
+            context = self.stream.codec_context
+            check_pixels("video frame", context.width, context.height, settings.max_frame_pixels)
+            self._check_count(self.stream.frames)
+            # Headers lie; this bound is enforced by the decoder itself, for every frame.
+            context.options = {"max_pixels": str(settings.max_frame_pixels)}
+            context.thread_count = threads
+            context.thread_type = "AUTO"
+            self._frames = self._decode()
+            self.first = next(self._frames)
+            check_pixels("video frame", self.first.width, self.first.height, settings.max_frame_pixels)
+        except BaseException:
+            self.container.close()
+            raise
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        self.rate: Fraction | None = Fraction(rate) if rate else None
+        self.facts = InputFacts(
+            content_type=content_type,
+            bytes=size,
+            width=self.first.width,
+            height=self.first.height,
+            frames=self.stream.frames or None,
+            frame_rate=f"{self.rate.numerator}/{self.rate.denominator}" if self.rate else None,
+            has_audio=bool(self.container.streams.audio),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._frames.close()
+        self.container.close()
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """All frames in presentation order, once.
+
+        Raises:
+            BadInput: A frame cannot be decoded, or changes size; its index is in the message.
+        """
+        yield self.first
+        for index, frame in enumerate(self._frames, start=1):
+            size, first = f"{frame.width}x{frame.height}", f"{self.first.width}x{self.first.height}"
+            if size != first:
+                raise BadInput(f"frame {index} is {size}; the first is {first}")
+            self._check_count(index + 1)
+            yield frame
+
+    def _decode(self) -> Generator[VideoFrame]:
+        good = 0
+        trouble: Exception | None = None
+        try:
+            for packet in self.container.demux(self.stream):
+                try:
+                    frames = packet.decode()
+                except (av.FFmpegError, ValueError) as err:
+                    trouble = err
+                    if good:
+                        break
+                    # A recording cut anywhere may begin with packets whose key frame is missing: they are no loss.
+                    continue
+                for frame in frames:
+                    good, trouble = good + 1, None
+                    yield frame
+        except av.FFmpegError as err:
+            trouble = err
+        if not good:
+            raise BadInput(f"not one frame can be decoded{_because(trouble)}")
+        if trouble is None:
+            return
+        # Frames that wait in the decoder for their turn were good: they come out before the bad one is named.
+        try:
+            rest = self.stream.decode(None)
+        except (av.FFmpegError, ValueError):
+            rest = []
+        for frame in rest:
+            good += 1
+            yield frame
+        raise BadInput(f"frame {good} cannot be decoded{_because(trouble)}")
+
+    def _check_count(self, frames: int) -> None:
+        if frames > self._most_frames:
+            raise FrameTooLarge(f"video has at least {frames} frames; at most {self._most_frames} are accepted")
+
+
+def _video_track(container: InputContainer) -> VideoStream:
+    """The first video track that is no cover picture."""
+    pictures = Disposition.attached_pic
+    for stream in container.streams.video:
+        if not stream.disposition & pictures:
+            if stream.codec_context is None:
+                raise BadInput("the video track's codec cannot be decoded here")
+            return stream
+    tracks = ", ".join(stream.type for stream in container.streams) or "none"
+    raise BadInput(f"file has no video track; its tracks: {tracks}")
+
+
+def _because(err: Exception | None) -> str:
+    """What the decoder says, without the file name that its errors end in."""
+    text = getattr(err, "strerror", None) or (str(err) if err else "")
+    return f": {text}" if text else ""

@@ -1,0 +1,115 @@
+"""What does a video's header say, asked so that the asker never loads a decoder?
+
+The API process calls `probe_video`, which starts a child with little memory, little time and no names of files: it is
+handed the open file as its standard input. Whatever the child dies of, the caller gets one `BadInput`.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from service.errors import BadInput, FrameTooLarge, UnknownFormat
+from service.job import InputFacts
+from service.settings import Settings
+
+_MEMORY_BYTES = 4 * 1024**3  # of addresses; the largest accepted frame takes 0.1 GiB, a decoder keeps up to 17
+_CPU_S = 20
+_WALL_S = 30.0
+_MAX_ANSWER_BYTES = 64 * 1024
+_ERRORS: dict[str, type[BadInput]] = {cls.__name__: cls for cls in (BadInput, FrameTooLarge, UnknownFormat)}
+# Isolated mode (-I) keeps the current directory and PYTHON* variables from choosing what runs, so the one folder that
+# these packages live in is named: the repository, or site-packages.
+_CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from service.media.probe import _child; _child()"
+_ROOT = str(Path(__file__).resolve().parents[2])
+
+
+async def probe_video(path: Path, settings: Settings) -> InputFacts:
+    """Ask a child process for a video's facts; it decodes the first frame to be sure there is one.
+
+    Raises:
+        UnknownFormat: The bytes are in no video format that is read here.
+        FrameTooLarge: More pixels a frame, or frames, than the settings allow.
+        BadInput: No frame can be decoded, or the probe died or ran out of time or memory over it.
+    """
+    bounds = {"max_frame_pixels": settings.max_frame_pixels, "max_video_frames": settings.max_video_frames}
+    with path.open("rb") as file:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-c",
+            _CHILD,
+            _ROOT,
+            json.dumps(bounds),
+            stdin=file,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    try:
+        assert child.stdout is not None
+        async with asyncio.timeout(_WALL_S):
+            answer = await child.stdout.read(_MAX_ANSWER_BYTES)
+            while more := await child.stdout.read(_MAX_ANSWER_BYTES - len(answer)):
+                answer += more
+            await child.wait()
+    except TimeoutError:
+        raise BadInput(f"the first frame took more than {_WALL_S:g} s to decode") from None
+    finally:
+        # A caller that went away must leave no child behind.
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+    return _read_answer(answer, child.returncode or 0)
+
+
+def probe_video_here(path: Path, settings: Settings) -> InputFacts:
+    """The same facts, found in this process: for the command line, which reads only what its user names."""
+    with path.open("rb") as file:
+        return _probe(file, settings)
+
+
+def _probe(file: BinaryIO, settings: Settings) -> InputFacts:
+    # The decoder is loaded only where it is wanted: the API process imports this file too.
+    from service.media.opening import OpenVideo
+
+    with OpenVideo(file, settings, threads=1) as video:
+        return video.facts
+
+
+def _read_answer(answer: bytes, status: int) -> InputFacts:
+    try:
+        told = json.loads(answer)
+        if "error" in told:
+            raise _ERRORS[told["error"]](told["message"])
+        return InputFacts.model_validate(told["facts"])
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"the video made its probe fail (status {status})") from None
+
+
+def _child() -> None:
+    """Answer on standard output, one JSON document, about the video on standard input."""
+    import resource  # Unix only, as is the child's need of it
+
+    for what, most in (
+        (resource.RLIMIT_AS, _MEMORY_BYTES),
+        (resource.RLIMIT_CPU, _CPU_S),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        # Not every system lets itself be limited in everything (macOS: addresses); the wall clock is left then.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(what, (most, most))
+    bounds = json.loads(sys.argv[2])
+    try:
+        with os.fdopen(0, "rb") as file:
+            facts = _probe(file, Settings().model_copy(update=bounds))
+        answer: dict[str, object] = {"facts": facts.model_dump()}
+    except BadInput as err:
+        answer = {"error": type(err).__name__, "message": str(err)}
+    except MemoryError:
+        answer = {"error": "BadInput", "message": "the first frame takes more memory to decode than is allowed"}
+    sys.stdout.write(json.dumps(answer))

@@ -1,0 +1,133 @@
+"""What stands in the first directory of a TIFF, and how are tags added to one?
+
+EXIF is a TIFF too, so its orientation is read here. Standard library only; every read is bounded.
+"""
+
+import struct
+from dataclasses import dataclass
+from io import BytesIO
+from typing import BinaryIO
+
+from service.errors import BadInput
+
+SUBFILE_TYPE, WIDTH, HEIGHT, BITS, PHOTOMETRIC = 254, 256, 257, 258, 262
+DESCRIPTION, ORIENTATION, SAMPLES = 270, 274, 277
+EXTRA_SAMPLES, XMP, EXIF, ICC, DNG_VERSION = 338, 700, 34665, 34675, 50706
+# What a program or a person wrote about the picture, and its scale: it still holds when the noise is gone.
+# Description, make, model, resolution (3), software, date, artist, copyright.
+ABOUT = (DESCRIPTION, 271, 272, 282, 283, 296, 305, 306, 315, 33432)
+
+_ELEMENT = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}  # bytes
+_ELEMENTS = {5: 2, 10: 2}  # per value: a rational is two numbers
+_MAX_ENTRIES = 4096
+_MAX_TAG_BYTES = 16 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    type: int
+    count: int
+    raw: bytes  # little-endian
+    offset: int  # of the value in the file
+
+    @property
+    def number(self) -> int | None:
+        """The first value, where it is a whole number."""
+        if self.type not in (1, 3, 4, 16) or not self.raw:
+            return None
+        return int.from_bytes(self.raw[: _ELEMENT[self.type]], "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    tags: dict[int, Tag]
+    more_pages: bool
+    big_endian: bool
+
+    def number(self, tag: int) -> int | None:
+        return self.tags[tag].number if tag in self.tags else None
+
+
+def first_directory(file: BinaryIO, wanted: set[int] | None = None) -> Directory:
+    """Read the first directory; tags not wanted are skipped, as are those of unknown type or beyond 16 MiB.
+
+    Raises:
+        BadInput: The header is cut short or points outside the file.
+    """
+    size = file.seek(0, 2)
+    start = _read(file, 0, 8, size)
+    if start[:2] not in (b"II", b"MM") or start[2:4] not in (b"*\0", b"\0*", b"+\0", b"\0+"):
+        raise BadInput("the TIFF header is damaged")
+    order = ">" if start[:2] == b"MM" else "<"
+    big = b"+" in start[2:4]
+    if big:
+        offset = struct.unpack(order + "Q", _read(file, 8, 8, size))[0]
+        (entries,) = struct.unpack(order + "Q", _read(file, offset, 8, size))
+        offset, width, head = offset + 8, 20, "HHQ"
+    else:
+        (offset,) = struct.unpack(order + "I", start[4:8])
+        (entries,) = struct.unpack(order + "H", _read(file, offset, 2, size))
+        offset, width, head = offset + 2, 12, "HHI"
+    if entries > _MAX_ENTRIES:
+        raise BadInput(f"the TIFF directory has {entries} entries; at most {_MAX_ENTRIES} are accepted")
+    word = 8 if big else 4
+    table = _read(file, offset, entries * width, size)
+    tags: dict[int, Tag] = {}
+    for at in range(0, len(table), width):
+        tag, kind, count = struct.unpack_from(order + head, table, at)
+        length = count * _ELEMENT.get(kind, 0) * _ELEMENTS.get(kind, 1)
+        if tag in tags or not 0 < length <= _MAX_TAG_BYTES or (wanted is not None and tag not in wanted):
+            continue
+        where = offset + at + width - word
+        if length > word:
+            (where,) = struct.unpack_from(order + ("Q" if big else "I"), table, at + width - word)
+        raw = _read(file, where, length, size)
+        tags[tag] = Tag(kind, count, _little(raw, _ELEMENT[kind]) if order == ">" else raw, where)
+    after = offset + len(table)
+    more = after + word <= size and any(_read(file, after, word, size))
+    return Directory(tags, more, order == ">")
+
+
+def orientation_of(exif: bytes | None) -> int:
+    """The orientation an EXIF block tells, 1 (upright) to 8; 1 also where it tells none or nonsense."""
+    if not exif:
+        return 1
+    try:
+        told = first_directory(BytesIO(exif), {ORIENTATION}).number(ORIENTATION)
+    except BadInput:
+        return 1
+    return told if told is not None and 1 <= told <= 8 else 1
+
+
+def with_tags(data: bytes, extra: dict[int, Tag]) -> bytes:
+    """A copy of a small-endian classic TIFF of one page, with tags added to its directory or replaced there.
+
+    The old directory stays behind as dead bytes: nothing in the file has to move.
+    """
+    tags = {**first_directory(BytesIO(data)).tags, **extra}
+    at = len(data) + len(data) % 2  # a directory begins on a word
+    values_at = at + 2 + 12 * len(tags) + 4
+    table, values = bytearray(), bytearray()
+    for tag in sorted(tags):
+        raw = tags[tag].raw
+        table += struct.pack("<HHI", tag, tags[tag].type, tags[tag].count)
+        if len(raw) <= 4:
+            table += raw.ljust(4, b"\0")
+        else:
+            table += struct.pack("<I", values_at + len(values))
+            values += raw + b"\0" * (len(raw) % 2)
+    if values_at + len(values) > 0xFFFFFFFF:
+        raise BadInput(f"the result has {values_at} bytes; a TIFF holds at most 4294967295")
+    directory = struct.pack("<H", len(tags)) + bytes(table) + bytes(4) + bytes(values)
+    return data[:4] + struct.pack("<I", at) + data[8:] + b"\0" * (at - len(data)) + directory
+
+
+def _read(file: BinaryIO, offset: int, length: int, size: int) -> bytes:
+    if offset + length > size:
+        raise BadInput(f"the TIFF header is cut short: it needs byte {offset + length} of a file of {size}")
+    file.seek(offset)
+    return file.read(length)
+
+
+def _little(raw: bytes, element: int) -> bytes:
+    return b"".join(raw[at : at + element][::-1] for at in range(0, len(raw), element))

@@ -1,0 +1,157 @@
+"""How do the tracks beside the picture get into the new file, unchanged and in step?"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import AttachmentStream, Stream
+
+from service.media.opening import open_container
+
+_MAX_COPIED_BYTES = 64 * 1024**2  # of attachments, such as fonts
+# What a muxer writes about itself, or recounts; it would be wrong in another file.
+_OWN_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "bps", "vendor_id"}
+_OWN_TAG_STARTS = ("_statistics", "number_of_")
+
+
+class Tracks:
+    """The tracks beside the picture, read from the source a second time and put in by time."""
+
+    def __init__(self, path: Path, picture: int, muxer: str) -> None:
+        """Open the source again and choose.
+
+        Args:
+            picture: Index of the video track that is made anew, and so is not copied.
+            muxer: Of the file the tracks go into.
+        """
+        self.lost: list[str] = []
+        self._file: BinaryIO = path.open("rb")
+        self._container: InputContainer | None = None
+        self._made: dict[int, Stream] = {}
+        self._last_dts: dict[int, int] = {}
+        self._packets: Iterator[Packet[Any]] = iter(())
+        self._next: Packet[Any] | None = None
+        try:
+            self._container, _ = open_container(self._file)
+            self._kept = [stream for stream in self._container.streams if self._keeps(stream, picture, muxer)]
+            copied = [stream for stream in self._kept if not isinstance(stream, AttachmentStream)]
+            if copied:  # asked for no track, the demuxer gives all
+                self._packets = self._container.demux(copied)
+        except BaseException:
+            self.close()
+            raise
+
+    def add_to(self, out: OutputContainer) -> None:
+        for stream in self._kept:
+            made: Stream
+            if isinstance(stream, AttachmentStream):
+                made = out.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data)
+            else:
+                made = out.add_stream_from_template(stream)
+                self._made[stream.index] = made
+            made.metadata.update(foreign_tags(stream.metadata))
+            made.disposition = stream.disposition
+        self._advance()
+
+    @property
+    def begin_s(self) -> Fraction:
+        """When the first packet is due; negative where a track begins before the picture's zero."""
+        packet = self._next
+        return packet.pts * packet.time_base if packet is not None and packet.pts is not None else Fraction(0)
+
+    def copy_until(self, moment: Fraction | None, out: OutputContainer) -> None:
+        """Mux the packets that come before a moment, in seconds; None means all that are left."""
+        while self._next is not None:
+            packet = self._next
+            stream = packet.stream
+            if moment is not None and packet.dts is not None and packet.dts * packet.time_base > moment:
+                return
+            packet.stream = self._made[stream.index]
+            out.mux(packet)
+            self._advance()
+
+    def close(self) -> None:
+        self._packets = iter(())
+        self._next = None
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+        self._file.close()
+
+    def _advance(self) -> None:
+        """Fetch the next packet that can be muxed."""
+        while True:
+            try:
+                packet = next(self._packets, None)
+            except av.FFmpegError:
+                # The picture comes from the same bytes and has its own say about them.
+                self.lost.append("the damaged rest of the other tracks")
+                packet = None
+            self._next = packet
+            if packet is None:
+                return
+            if packet.dts is None:
+                packet.dts = packet.pts
+            if packet.dts is None:
+                continue  # the empty packets at the end
+            # Broken files repeat times, and no muxer takes that.
+            index = packet.stream.index
+            last = self._last_dts.get(index)
+            if last is not None and packet.dts <= last:
+                packet.dts = last + 1
+                packet.pts = max(packet.pts or packet.dts, packet.dts)
+            self._last_dts[index] = packet.dts
+            return
+
+    def _keeps(self, stream: Stream, picture: int, muxer: str) -> bool:
+        if stream.index == picture:
+            return False
+        name = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown codec"
+        if stream.type in ("audio", "subtitle") and stream.codec_context and _can_hold(muxer, stream):
+            return True
+        if isinstance(stream, AttachmentStream) and muxer == "matroska" and len(stream.data) <= _MAX_COPIED_BYTES:
+            return True
+        self.lost.append(f"{stream.type} track {stream.index} ({name})")
+        return False
+
+
+def _can_hold(muxer: str, stream: Stream) -> bool:
+    """Whether a container takes a track: found by writing a header, for the muxers' own lists promise too much."""
+    try:
+        with av.open(_Sink(), "w", format=muxer) as trial:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
+
+
+class _Sink:
+    """A file that keeps nothing."""
+
+    def __init__(self) -> None:
+        self._at = self._end = 0
+
+    def write(self, data: bytes) -> int:
+        self._at += len(data)
+        self._end = max(self._end, self._at)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._end)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def foreign_tags(metadata: dict[str, str]) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in metadata.items()
+        if key.lower() not in _OWN_TAGS and not key.lower().startswith(_OWN_TAG_STARTS)
+    }

@@ -1,0 +1,349 @@
+import contextlib
+import io
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from media_samples import Pixels, bgr, encoded, exif, icc, photo, png, tiff
+from PIL import Image, ImageOps
+
+from service.errors import BadInput, FrameTooLarge, UnknownFormat
+from service.media.image import Encoded, Picture, read_image, write_image
+from service.settings import Settings
+
+LIMITS = Settings()
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    def read_bytes(data: bytes, name: str = "picture") -> Picture:
+        path = tmp_path / name
+        path.write_bytes(data)
+        return read_image(path, LIMITS)
+
+    return read_bytes
+
+
+def again(made: Encoded, tmp_path: Path) -> Picture:
+    path = tmp_path / "again"
+    path.write_bytes(made.data)
+    return read_image(path, LIMITS)
+
+
+def with_metadata(suffix: str, pixels: Pixels, blocks: dict[int, bytes]) -> bytes:
+    done, data = cv2.imencodeWithMetadata(
+        suffix, pixels, list(blocks), [np.frombuffer(block, np.uint8) for block in blocks.values()]
+    )
+    assert done
+    return data.tobytes()
+
+
+def pillow(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".bmp"])
+def test_lossless_formats_come_back_as_they_went(suffix, read, tmp_path):
+    picture = read(encoded(suffix, bgr(photo())))
+    np.testing.assert_array_equal(picture.pixels, photo())
+    made = write_image(picture.pixels, picture, format="same")
+    assert (made.content_type, made.suffix, made.lost) == (picture.content_type, suffix, ())
+    np.testing.assert_array_equal(again(made, tmp_path).pixels, photo())
+
+
+@pytest.mark.parametrize(("into", "psnr_db"), [("jpeg", 40), ("webp", 35)])
+def test_lossy_formats_stay_close_and_obey_quality(into, psnr_db, read, tmp_path):
+    picture = read(encoded(".png", bgr(photo(96, 128))))
+    made = write_image(picture.pixels, picture, format=into)
+    assert cv2.PSNR(again(made, tmp_path).pixels, picture.pixels) > psnr_db
+    coarse = write_image(picture.pixels, picture, format=into, quality=20)
+    assert len(coarse.data) < len(made.data)
+
+
+def test_red_stays_red_in_every_format(read, tmp_path):
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 250
+    picture = read(encoded(".png", bgr(red)))
+    for into in ("png", "jpeg", "webp", "tiff"):
+        middle = again(write_image(red, picture, format=into), tmp_path).pixels[8, 8]
+        assert np.abs(middle.astype(int) - [250, 0, 0]).max() < 8, into  # what lossy chroma costs
+
+
+@pytest.mark.parametrize("into", ["png", "tiff"])
+def test_16_bits_are_kept_where_the_format_has_them(into, read, tmp_path):
+    picture = read(encoded(".png", bgr(photo(bits=16))))
+    assert picture.pixels.dtype == np.uint16
+    made = write_image(picture.pixels, picture, format=into)
+    np.testing.assert_array_equal(again(made, tmp_path).pixels, photo(bits=16))
+    assert made.lost == ()
+
+
+def test_16_bits_are_rounded_to_8_for_jpeg_and_named_as_lost(read, tmp_path):
+    flat = np.full((16, 16, 3), 100 * 257 + 200, np.uint16)  # nearer to 101 than to 100
+    made = write_image(flat, read(encoded(".png", flat)), format="jpeg", quality=100)
+    assert made.lost == ("16 bit depth",)
+    assert again(made, tmp_path).pixels[8, 8].tolist() == [101, 101, 101]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("into", ["png", "tiff"])
+def test_alpha_is_kept_and_colours_under_it_too(bits, into, read, tmp_path):
+    pixels = photo(bits=bits)
+    alpha = photo(bits=bits, seed=2)[..., 1]
+    alpha[:10] = 0
+    picture = read(encoded(".png", np.dstack([bgr(pixels), alpha])))
+    back = again(write_image(pixels, picture, format=into), tmp_path)
+    np.testing.assert_array_equal(back.alpha, alpha)
+    np.testing.assert_array_equal(back.pixels, pixels)
+
+
+def test_alpha_is_kept_in_webp_and_named_as_lost_in_jpeg(read, tmp_path):
+    alpha = photo(seed=2)[..., 1]
+    picture = read(encoded(".png", np.dstack([bgr(photo()), alpha])))
+    np.testing.assert_array_equal(again(write_image(picture.pixels, picture, format="webp"), tmp_path).alpha, alpha)
+    assert write_image(picture.pixels, picture, format="jpeg").lost == ("transparency",)
+
+
+def test_a_tiff_with_alpha_is_understood_by_other_readers(read):
+    alpha = photo(seed=2)[..., 1]
+    picture = read(encoded(".png", np.dstack([bgr(photo()), alpha])))
+    other = pillow(write_image(picture.pixels, picture, format="tiff").data)
+    assert other.mode == "RGBA"
+    np.testing.assert_array_equal(np.asarray(other), np.dstack([photo(), alpha]))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_whose_colours_are_not_multiplied_by_alpha_is_left_so(order, read):
+    stored = np.dstack([photo(8, 8), np.full((8, 8), 3, np.uint8)])
+    picture = read(tiff(stored, 2, order=order, extra={338: (3, [2])}))
+    np.testing.assert_array_equal(picture.pixels, photo(8, 8))
+    assert set(picture.alpha.ravel()) == {3}
+
+
+def test_a_tiff_whose_colours_are_multiplied_by_alpha_is_divided(read):
+    straight, alpha = photo(8, 8), np.full((8, 8, 1), 128, np.uint8)
+    multiplied = (straight.astype(np.uint32) * 128 // 255).astype(np.uint8)
+    picture = read(tiff(np.dstack([multiplied, alpha]), 2, extra={338: (3, [1])}))
+    assert np.abs(picture.pixels.astype(int) - straight).max() <= 2  # half the levels are gone
+
+
+@pytest.mark.parametrize(("suffix", "into"), [(".png", "png"), (".jpg", "jpeg"), (".tiff", "tiff"), (".bmp", "same")])
+def test_grey_goes_out_as_grey(suffix, into, read):
+    picture = read(encoded(suffix, photo()[..., 0]))
+    assert picture.is_grey
+    assert picture.pixels.shape == (48, 64, 3)
+    made = write_image(picture.pixels, picture, format=into)
+    assert pillow(made.data).mode == "L"
+
+
+def test_grey_with_alpha_stays_both(read, tmp_path):
+    levels, alpha = photo(4, 4)[..., 0], photo(4, 4)[..., 1]
+    picture = read(png(4, 4, 8, 4, np.dstack([levels, alpha]).tobytes()))
+    assert picture.is_grey
+    back = again(write_image(picture.pixels, picture, format="same"), tmp_path)
+    np.testing.assert_array_equal(back.pixels[..., 0], levels)
+    np.testing.assert_array_equal(back.alpha, alpha)
+
+
+def test_a_palette_becomes_its_colours_and_its_transparency_alpha(read):
+    palette = bytes([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+    rows = bytes([0b00_01_10_11]) * 2  # two bits a pixel
+    picture = read(png(4, 2, 2, 3, rows, [(b"PLTE", palette), (b"tRNS", b"\xff\x80\x00")]))
+    assert picture.pixels[0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]
+    assert picture.alpha[0].tolist() == [255, 128, 0, 255]
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "levels"), [(1, 0b01000000, [0, 255]), (2, 0b01100000, [85, 170]), (4, 0x3F, [51, 255])]
+)
+def test_few_bits_of_grey_are_spread_over_eight(bits, row, levels, read):
+    picture = read(png(2, 1, bits, 0, bytes([row])))
+    assert picture.pixels.dtype == np.uint8
+    assert picture.pixels[0, :, 0].tolist() == levels
+
+
+@pytest.mark.parametrize(
+    ("bits", "rows", "value", "alpha"),
+    [(8, bytes([7, 8]), 7, [0, 255]), (16, b"\0\x07\x12\x34", 0x1234, [65535, 0]), (4, bytes([0x3F]), 3, [0, 255])],
+)
+def test_the_one_transparent_grey_of_a_png_becomes_alpha(bits, rows, value, alpha, read):
+    picture = read(png(2, 1, bits, 0, rows, [(b"tRNS", struct.pack(">H", value))]))
+    assert picture.is_grey
+    assert picture.alpha[0].tolist() == alpha
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".bmp"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (3, 5)])
+def test_the_smallest_pictures_go_through(suffix, size, read, tmp_path):
+    picture = read(encoded(suffix, bgr(photo(*size))))
+    assert picture.pixels.shape == (*size, 3)
+    assert again(write_image(picture.pixels, picture, format="same"), tmp_path).pixels.shape == (*size, 3)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("into", ["png", "jpeg", "webp"])
+def test_exif_profile_and_xmp_survive_from_any_to_any(suffix, into, read, tmp_path):
+    notes = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+    in_file = {".jpg": b"http://ns.adobe.com/xap/1.0/\0" + notes, ".png": notes + b"\0"}.get(suffix, notes)
+    blocks = {
+        cv2.IMAGE_METADATA_EXIF: exif(6),
+        cv2.IMAGE_METADATA_ICCP: icc(),
+        cv2.IMAGE_METADATA_XMP: in_file,
+    }
+    picture = read(with_metadata(suffix, bgr(photo()), blocks))
+    assert picture.pixels.shape == (48, 64, 3)  # as stored
+    made = write_image(picture.pixels, picture, format=into)
+    kept = again(made, tmp_path).metadata
+    assert (kept.exif, kept.icc, kept.xmp) == (exif(6), icc(), notes)
+    assert made.lost == ()
+    assert pillow(made.data).getexif()[274] == 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_format_without_exif_gets_the_picture_turned_upright(orientation, read):
+    data = with_metadata(".png", bgr(photo(6, 9)), {cv2.IMAGE_METADATA_EXIF: exif(orientation)})
+    picture = read(data)
+    made = write_image(picture.pixels, picture, format="tiff")
+    assert made.lost == ("EXIF",)
+    np.testing.assert_array_equal(np.asarray(pillow(made.data)), np.asarray(ImageOps.exif_transpose(pillow(data))))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_keeps_its_profile_its_scale_and_its_description(order, read):
+    described = b"ImageJ=1.54\nunit=micron\0"
+    tags = {270: (2, list(described)), 282: (5, [254, 10]), 283: (5, [254, 10]), 34675: (7, list(icc()))}
+    source = tiff(photo(), 2, order=order, extra=tags)
+    made = write_image(photo(), read(source), format="same")
+    kept = pillow(made.data).tag_v2
+    assert kept[34675] == icc()
+    assert kept[270] == described.decode().rstrip("\0")
+    assert float(kept[282]) == 25.4
+    assert pillow(made.data).size == (64, 48)
+
+
+def test_a_profile_goes_from_tiff_to_png_and_back(read, tmp_path):
+    source = tiff(photo(bits=16), 2, extra={34675: (7, list(icc()))})
+    in_png = again(write_image(photo(bits=16), read(source), format="png"), tmp_path)
+    assert in_png.metadata.icc == icc()
+    in_tiff = again(write_image(photo(bits=16), in_png, format="tiff"), tmp_path)
+    assert in_tiff.metadata.icc == icc()
+
+
+def test_a_profile_for_other_colours_is_left_out_and_named(read):
+    picture = read(with_metadata(".jpg", bgr(photo()), {cv2.IMAGE_METADATA_ICCP: icc(b"CMYK")}))
+    assert write_image(picture.pixels, picture, format="same").lost == ("ICC profile",)
+
+
+def test_exif_too_large_for_jpeg_is_named_and_the_picture_turned(read):
+    picture = read(with_metadata(".png", bgr(photo()), {cv2.IMAGE_METADATA_EXIF: exif(6) + bytes(70_000)}))
+    made = write_image(picture.pixels, picture, format="jpeg")
+    assert made.lost == ("EXIF",)
+    assert pillow(made.data).size == (48, 64)
+
+
+def test_gamma_pixel_size_and_text_of_a_png_survive(read):
+    chunks = [
+        (b"gAMA", struct.pack(">I", 45455)),
+        (b"pHYs", struct.pack(">IIB", 2835, 2835, 1)),
+        (b"tEXt", b"Title\0Fog"),
+    ]
+    made = write_image(photo(4, 4), read(png(4, 4, 8, 2, photo(4, 4).tobytes(), chunks)), format="same")
+    info = pillow(made.data).info
+    assert info["gamma"] == 0.45455
+    assert round(info["dpi"][0]) == 72
+    assert info["Title"] == "Fog"
+
+
+def test_a_cmyk_jpeg_becomes_rgb(read):
+    stored = io.BytesIO()
+    Image.fromarray(photo()).convert("CMYK").save(stored, "JPEG", quality=100)
+    assert cv2.PSNR(read(stored.getvalue()).pixels, photo()) > 35
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+def test_16_bit_tiffs_of_any_make_are_read(order, big, read):
+    picture = read(tiff(photo(bits=16), 2, order=order, big=big))
+    np.testing.assert_array_equal(picture.pixels, photo(bits=16))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_in_which_zero_is_white_is_read_right(bits, read):
+    levels = photo(bits=bits)[..., 0]
+    picture = read(tiff(np.iinfo(levels.dtype).max - levels, 0))
+    np.testing.assert_array_equal(picture.pixels[..., 0], levels)
+
+
+@pytest.mark.parametrize(
+    ("planes", "sample_format", "told"),
+    [
+        (np.ones((4, 4), np.float32), 3, "float32"),
+        (np.ones((4, 4), np.uint32), 1, "uint32"),
+        (np.ones((4, 4), np.int16), 2, "int16"),
+    ],
+)
+def test_samples_that_are_no_8_or_16_bit_integers_are_refused(planes, sample_format, told, read):
+    with pytest.raises(BadInput, match=f"pixels are {told}; accepted are 8 and 16 bit"):
+        read(tiff(planes, 1, sample_format=sample_format))
+
+
+def test_a_16_bit_tiff_that_would_be_read_in_8_bits_is_refused(read):
+    with pytest.raises(BadInput, match="only be read with loss"):
+        read(tiff(photo(bits=16)[..., :2], 1, extra={338: (3, [2])}))
+
+
+def test_the_further_pages_of_a_tiff_are_named_as_lost(read):
+    pages = io.BytesIO()
+    Image.fromarray(photo()).save(pages, "TIFF", save_all=True, append_images=[Image.fromarray(photo(seed=2))])
+    picture = read(pages.getvalue())
+    np.testing.assert_array_equal(picture.pixels, photo())
+    assert write_image(picture.pixels, picture, format="png").lost == ("pages after the first",)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".bmp"])
+def test_a_file_cut_short_anywhere_is_bad_input(suffix, read):
+    data = encoded(suffix, bgr(photo()))
+    for length in range(0, len(data) - 12, max(1, len(data) // 50)):  # the last bytes may say nothing but the end
+        with pytest.raises(BadInput):
+            read(data[:length])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".bmp"])
+def test_a_damaged_file_gives_pixels_or_bad_input(suffix, read):
+    chance = np.random.default_rng(7)
+    data = np.frombuffer(encoded(suffix, bgr(photo())), np.uint8)
+    for _ in range(60):
+        hurt = data.copy()
+        hurt[chance.integers(0, len(hurt), 6)] = chance.integers(0, 256, 6)
+        with contextlib.suppress(BadInput):
+            assert read(hurt.tobytes()).pixels.shape[2] == 3
+
+
+def test_text_that_calls_itself_png_is_refused(read):
+    with pytest.raises(UnknownFormat, match="accepted are PNG"):
+        read(b"This is not a picture at all.", "picture.png")
+
+
+def test_a_suffix_that_lies_does_no_harm(read):
+    assert read(encoded(".jpg", bgr(photo())), "picture.png").content_type == "image/jpeg"
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path):
+    path = tmp_path / "bomb"
+    path.write_bytes(png(50_000, 50_000, 8, 2, b""))
+    with pytest.raises(FrameTooLarge, match="50000x50000"):
+        read_image(path, LIMITS)
+
+
+def test_a_picture_too_long_for_webp_is_refused_clearly(read):
+    picture = read(encoded(".png", np.zeros((1, 20_000), np.uint8)))
+    with pytest.raises(BadInput, match="webp cannot hold an image of 20000x1"):
+        write_image(picture.pixels, picture, format="webp")
+
+
+def test_a_format_that_is_not_offered_is_refused_with_those_that_are(read):
+    picture = read(encoded(".png", bgr(photo())))
+    with pytest.raises(BadInput, match="format is 'gif'; allowed are same, png, jpeg, webp, tiff"):
+        write_image(picture.pixels, picture, format="gif")
