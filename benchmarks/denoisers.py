@@ -1,8 +1,8 @@
 """What each denoiser gains and costs, beside what a user would reach for: OpenCV's NLM and BM3D.
 
-Gaussian noise, clipped and rounded to 8 bits as an upload is. NLM is shown at
-three strengths, BM3D is told the true level; our networks are blind. Times are medians of interleaved rounds. BM3D is run where the
-package `bm3d` is installed (its licence forbids commercial use, so nothing here depends on it).
+Gaussian noise, clipped and rounded to 8 bits as an upload is. NLM is shown at three strengths, BM3D is told the true
+level; our networks are blind. Times are medians of interleaved rounds. BM3D is run where the package `bm3d` is
+installed; its licence forbids commercial use, so nothing here depends on it.
 
     python benchmarks/denoisers.py [--data FOLDER] [--sigma 25] [--rounds 3]
 """

@@ -12,13 +12,13 @@ Kind = Literal["image", "video"]
 class StageSpec:
     """One graph of a cascade: reads a window over what the stage before it gave, and gives one result a frame."""
 
-    name: str  # of the weights' graph: `models/graphs/<name>.onnx`
+    name: str  # of the weights' graph: `models/shipped/<name>.onnx`
     frames: int = 1  # length of the window over the previous stage's results
     planes_in: int = 3  # per frame of the window
     planes_out: int = 3
     multiple: int = 1  # height and width must be multiples of it
     halo_px: int  # context beyond which a pixel no longer feels its surroundings; measured, see docs/models.md
-    parameters: int
+    parameters: int  # as trained
     macs_per_pixel: int  # multiply-accumulates for one output pixel of one frame
 
 
@@ -37,7 +37,7 @@ class DenoiserSpec:
     sigma: tuple[float, float] | None = None  # levels it must be told, on the [0, 1] scale; None when blind
     trained_sigma: tuple[float, float]  # levels it was trained on, on the [0, 1] scale
     source: str
-    weights: tuple[str, ...]  # the files it is made of, `models/weights/<name>.safetensors`
+    weights: tuple[str, ...]  # the files it is made of, `models/shipped/<name>.safetensors`
 
     @property
     def frames(self) -> int:
@@ -67,8 +67,8 @@ _FITVNET_SPATIAL = StageSpec(
     planes_out=4,  # RGB and the noise map that the blocks behind it read
     multiple=16,
     halo_px=64,
-    parameters=0,
-    macs_per_pixel=0,
+    parameters=1_095_123,
+    macs_per_pixel=238_077,
 )
 _FITVNET_SOURCE = "Wang, Zhou, Cheng 2020, First image then video, Tables 5 and 6"
 _TRAINED_SIGMA = (0.0, 55 / 255)
@@ -86,8 +86,8 @@ FITVNET = DenoiserSpec(
             planes_out=4,
             multiple=4,
             halo_px=16,
-            parameters=0,
-            macs_per_pixel=0,
+            parameters=1_238_821,
+            macs_per_pixel=159_048,
         ),
         StageSpec(
             name="fitvnet-second",
@@ -96,8 +96,8 @@ FITVNET = DenoiserSpec(
             planes_out=3,
             multiple=4,
             halo_px=16,
-            parameters=0,
-            macs_per_pixel=0,
+            parameters=1_238_821,
+            macs_per_pixel=159_048,
         ),
     ),
     trained_sigma=_TRAINED_SIGMA,
@@ -119,7 +119,9 @@ DNCNN = DenoiserSpec(
     name="dncnn",
     kind="image",
     title="DnCNN, blind, colour: twenty plain convolutions",
-    stages=(StageSpec(name="dncnn", halo_px=20, parameters=0, macs_per_pixel=0),),  # twenty 3x3 layers: exact
+    stages=(
+        StageSpec(name="dncnn", halo_px=20, parameters=669_379, macs_per_pixel=667_008),
+    ),  # twenty 3x3 layers: exact
     trained_sigma=_TRAINED_SIGMA,
     source="Zhang et al. 2017, arXiv:1608.03981",
     weights=("dncnn",),

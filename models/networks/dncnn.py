@@ -4,7 +4,10 @@ Source: Zhang et al., "Beyond a Gaussian denoiser", 2017, arXiv:1608.03981, sect
 colour network (CDnCNN-B), 64 maps, batch normalisation between the first and the last layer.
 """
 
+import copy
+
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 BN_EPS = 1e-4  # the authors' PyTorch release
 
@@ -21,14 +24,28 @@ class DnCNN(nn.Module):
                 nn.BatchNorm2d(width, eps=BN_EPS),
                 nn.ReLU(inplace=True),
             ]
-        layers.append(nn.Conv2d(width, channels, 3, padding=1))
+        last = nn.Conv2d(width, channels, 3, padding=1)
+        layers.append(last)
         self.layers = nn.Sequential(*layers)
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.normal_(layers[-1].weight, std=1e-3)  # type: ignore[arg-type]  # starts as identity
+        nn.init.normal_(last.weight, std=1e-3)  # starts as identity
 
-    def forward(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """[N, 3, H, W] RGB in [0, 1] to [N, 3, H, W], not clamped. `sigma` is ignored: blind."""
+    def forward(self, noisy: Tensor) -> Tensor:
+        """[N, 3, H, W] RGB in [0, 1] to [N, 3, H, W], not clamped."""
         noise: Tensor = self.layers(noisy)
         return noisy - noise
+
+    def stages(self) -> tuple[nn.Module, ...]:
+        """The catalogue's one stage: a copy for inference, its normalisations folded into the convolutions."""
+        folded = copy.deepcopy(self).eval()
+        layers: list[nn.Module] = []
+        for layer in folded.layers:
+            if isinstance(layer, nn.BatchNorm2d):
+                before = layers.pop()
+                assert isinstance(before, nn.Conv2d)
+                layer = fuse_conv_bn_eval(before, layer)
+            layers.append(layer)
+        folded.layers = nn.Sequential(*layers)
+        return (folded,)

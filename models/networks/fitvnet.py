@@ -5,20 +5,19 @@ Table 6 (spatial module), Table 5 (spatiotemporal block), Figure 3 (how they are
 
 Where the paper leaves a choice, this file makes it:
 
-* Table 6 strides four times (1b, 3a, 4b, 6) and upsamples five times. Every stride and every skip is kept as printed; it
-  is `Dec_Upsample2` that goes, for the maps it joins (`Dec_Conv3b` and `Enc_Conv1b`) are already of one size.
+* Table 6 strides four times (1b, 3a, 4b, 6) and upsamples five times. Every stride and every skip is kept as printed;
+  it is `Dec_Upsample2` that goes, for the maps it joins (`Dec_Conv3b` and `Enc_Conv1b`) are already of one size.
 * Section 6.1 puts a ReLU behind every convolution. `Dec_Conv1b` of Table 5 has none: what it yields is added to the
   reference frame, and a correction must be able to be negative.
-* Table 5 takes "three frames with noise map", but the network is to be blind. The map is measured inside: the local
-  root mean square of what the spatial module took out of the frame.
+* Table 5 takes "three frames with noise map" and says no more of the map, and the network is to be blind. The map is
+  made inside: what the spatial module took out of each pixel, signed, as a mean over the colours. It tells the level
+  of the noise and where it is, and what the spatial module took for noise can be won back.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NOISE_MAP_WINDOW_PX = 15  # 15 x 15 pixels of three channels: the level is known to about 3 %
-NOISE_MAP_FLOOR = 1e-6  # keeps the square root differentiable where nothing was removed
 LEAKY_SLOPE = 0.1  # Table 6, Dec_Conv0
 
 
@@ -56,12 +55,11 @@ class SpatialModule(nn.Module):
         self.dec_conv0 = conv(32, 3)
         self._start_as_identity()
 
-    def forward(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def forward(self, noisy: Tensor) -> Tensor:
         """Restore frames one by one.
 
         Args:
             noisy: [N, 3, H, W], RGB in [0, 1], H and W multiples of 16.
-            sigma: ignored, the module is blind.
 
         Returns:
             [N, 3, H, W], not clamped.
@@ -87,11 +85,15 @@ class SpatialModule(nn.Module):
         up = F.relu(self.dec_conv1b(F.relu(self.dec_conv1a(up))))
         return F.leaky_relu(self.dec_conv0(up), LEAKY_SLOPE)
 
+    def stages(self) -> tuple[nn.Module, ...]:
+        """The catalogue's one stage: the restored frame with its noise map, whether or not a block follows."""
+        return (SpatialStage(self),)
+
     def _start_as_identity(self) -> None:
         """Let the three input planes that `Dec_Concat1` brings in reach the output unchanged before training.
 
-        The network then learns a correction from the first step on, as residual networks do, without a connection
-        that Table 6 does not have. The offset keeps pixels that noise has made negative out of the ReLU's dead half.
+        The network then learns a correction, which is zero at first, as residual networks do, without a connection that
+        Table 6 does not have. The offset keeps pixels that noise has made negative out of the ReLU's dead half.
         """
         offset = 0.5
         with torch.no_grad():
@@ -99,10 +101,9 @@ class SpatialModule(nn.Module):
                 for plane in range(3):
                     layer.weight[plane] = 0
                     layer.weight[plane, first_input + plane, 1, 1] = 1
-                    layer.bias[plane] = 0
-            self.dec_conv1a.bias[:3] = offset
-            self.dec_conv0.weight[:, 3:] *= 0.1
-            self.dec_conv0.bias[:3] = -offset
+                _bias(layer)[:3] = 0
+            _bias(self.dec_conv1a)[:3] = offset
+            _bias(self.dec_conv0)[:3] = -offset
 
 
 class SpatiotemporalBlock(nn.Module):
@@ -126,9 +127,7 @@ class SpatiotemporalBlock(nn.Module):
         self.dec_conv2c = conv(64, 128)
         self.dec_conv1a = conv(32, 32)
         self.dec_conv1b = conv(32, 3)
-        with torch.no_grad():  # starts as identity: the correction is small before training
-            self.dec_conv1b.weight *= 0.1
-            self.dec_conv1b.bias.zero_()
+        self._start_as_identity()
 
     def forward(self, triplet: Tensor) -> Tensor:
         """Restore the middle frame.
@@ -148,8 +147,21 @@ class SpatiotemporalBlock(nn.Module):
         up = F.pixel_shuffle(F.relu(self.dec_conv3c(quarter)), 2) + half
         up = F.relu(self.dec_conv2b(F.relu(self.dec_conv2a(up))))
         up = F.pixel_shuffle(F.relu(self.dec_conv2c(up)), 2) + full
-        correction = self.dec_conv1b(F.relu(self.dec_conv1a(up)))
+        correction: Tensor = self.dec_conv1b(F.relu(self.dec_conv1a(up)))
         return correction + triplet[:, 4:7]
+
+    def _start_as_identity(self) -> None:
+        """A small correction at first, from layers that pass it all the way down and up.
+
+        PyTorch's own initial weights shrink what a layer with ReLU hands on to 0.4 of it; a dozen such layers in a
+        row, with sums for skips, would leave the deep ones out of the first thousands of steps.
+        """
+        for layer in self.children():
+            assert isinstance(layer, nn.Conv2d)
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(_bias(layer))
+        with torch.no_grad():
+            self.dec_conv1b.weight.zero_()
 
 
 class SpatialStage(nn.Module):
@@ -159,7 +171,7 @@ class SpatialStage(nn.Module):
         super().__init__()
         self.spatial = spatial
 
-    def forward(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def forward(self, noisy: Tensor) -> Tensor:
         """[N, 3, H, W] noisy to [N, 4, H, W]: the restored frame and its noise map."""
         restored = self.spatial(noisy)
         return torch.cat([restored, noise_map(noisy, restored)], 1)
@@ -172,7 +184,7 @@ class BlockStage(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def forward(self, noisy: Tensor) -> Tensor:
         """[N, 12, H, W] triplet to [N, 4, H, W]: the middle frame and its noise map."""
         return torch.cat([self.block(noisy), noisy[:, 7:8]], 1)
 
@@ -190,12 +202,11 @@ class FITVNet(nn.Module):
         self.first = SpatiotemporalBlock()
         self.second = SpatiotemporalBlock()
 
-    def forward(self, noisy: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def forward(self, noisy: Tensor) -> Tensor:
         """Restore the middle frame of every window.
 
         Args:
             noisy: [N, 15, H, W], five RGB frames in [0, 1], oldest first, H and W multiples of 16.
-            sigma: ignored, the network is blind.
 
         Returns:
             [N, 3, H, W], not clamped.
@@ -206,18 +217,19 @@ class FITVNet(nn.Module):
         restored: Tensor = second(torch.cat(middle, 1))
         return restored
 
-    def stages(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+    def stages(self) -> tuple[nn.Module, ...]:
         """The cascade as the catalogue names it: spatial (1 frame), first (3 frames), second (3 frames)."""
         return SpatialStage(self.spatial), BlockStage(self.first), self.second
 
 
 def noise_map(noisy: Tensor, restored: Tensor) -> Tensor:
-    """How much noise was removed around each pixel: local root mean square over three planes, [N, 1, H, W]."""
-    margin = NOISE_MAP_WINDOW_PX // 2
-    power = (noisy - restored).square().mean(1, keepdim=True)
-    power = F.avg_pool2d(power, (1, NOISE_MAP_WINDOW_PX), 1, (0, margin), count_include_pad=False)
-    power = F.avg_pool2d(power, (NOISE_MAP_WINDOW_PX, 1), 1, (margin, 0), count_include_pad=False)
-    return (power + NOISE_MAP_FLOOR).sqrt()
+    """What was taken out of each pixel, signed, as a mean over three planes: [N, 1, H, W]."""
+    return (noisy - restored).mean(1, keepdim=True)
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
 
 
 def twice(maps: Tensor) -> Tensor:

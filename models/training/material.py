@@ -47,9 +47,8 @@ class Material:
 
     def _footage(self, rng: np.random.Generator, frames: int, size_px: int) -> Tensor:
         clip = self.clips[rng.integers(len(self.clips))]
-        step = int(rng.integers(1, 3)) if len(clip) >= 2 * frames else 1
-        first = rng.integers(len(clip) - step * (frames - 1))
-        run = clip[first : first + step * (frames - 1) + 1 : step]
+        first = rng.integers(len(clip) - frames + 1)
+        run = clip[first : first + frames]
         if rng.random() < 0.5:
             run = run[::-1]
         # Cropped as one tall stack of planes, so that every frame is cut and turned alike.
@@ -73,18 +72,21 @@ class Material:
         around = _turned(rng, _crop(rng, picture, size_px + 2 * margin))
         source = _as_planes(around[None])
         time = torch.linspace(-1, 1, frames)
+        # Log-uniform, from standing still to as fast as the margin allows: most footage moves little most of the time,
+        # and it is there that a network first finds out what neighbours are good for.
+        pace = 10 ** rng.uniform(-2.2, 0)
         if rng.random() < 0.35:  # whole-pixel pans keep the grain of the picture; interpolation softens it
             reach = margin / max(1, (frames - 1) / 2)
-            speed = rng.uniform(-reach, reach, 2) * rng.random()
+            speed = rng.uniform(-reach, reach, 2) * pace
             steps = np.arange(frames) - (frames - 1) / 2
             shifts = np.clip(np.rint(speed * steps[:, None]).astype(int), -margin, margin) + margin
             return torch.stack([source[0, :, y : y + size_px, x : x + size_px] for y, x in shifts])
-        angle = time * rng.normal(0, 0.08)
-        zoom = torch.exp(time * rng.normal(0, 0.06))
+        angle = time * rng.normal(0, 0.08) * pace
+        zoom = torch.exp(time * rng.normal(0, 0.06) * pace)
         wide = size_px + 2 * margin
         fit = size_px / wide
         slack = max(0.0, 1 - 1.25 * fit)
-        pan_y, pan_x = (torch.tensor(rng.uniform(-slack, slack) * rng.random()) * time for _ in range(2))
+        pan_y, pan_x = (torch.tensor(rng.uniform(-slack, slack) * pace) * time for _ in range(2))
         cos, sin = torch.cos(angle) * fit / zoom, torch.sin(angle) * fit / zoom
         affine = torch.stack([torch.stack([cos, -sin, pan_x], 1), torch.stack([sin, cos, pan_y], 1)], 1)
         grid = F.affine_grid(affine.float(), [frames, 3, size_px, size_px], align_corners=False)
@@ -120,7 +122,8 @@ def read_material(folders: Sequence[Path], *, with_clips: bool) -> Material:
                     photographs += _with_reductions(picture)
     if not photographs:
         raise FileNotFoundError(f"no picture of at least {SMALLEST_SIDE_PX} pixels a side under {folders}")
-    return Material(tuple(photographs), tuple(clips), tuple(held_out))
+    # Too few pictures to keep any out: the run is watched by one that it learns from.
+    return Material(tuple(photographs), tuple(clips), tuple(held_out or photographs[:1]))
 
 
 def _read(path: Path) -> np.ndarray:

@@ -68,7 +68,7 @@ def restore_clip(network: nn.Module, noisy: Tensor) -> Tensor:
     spatial, first, second = network.stages()
     count, length = noisy.shape[:2]
     with torch.no_grad():
-        frames = spatial(noisy.flatten(0, 1)).unflatten(0, (count, length))
+        frames: Tensor = spatial(noisy.flatten(0, 1)).unflatten(0, (count, length))
     for stage in (first, second):
         triplets = torch.stack([frames[:, t : t + 3].flatten(1, 2) for t in range(frames.shape[1] - 2)], 1)
         frames = stage(triplets.flatten(0, 1)).unflatten(0, (count, triplets.shape[1]))
@@ -89,10 +89,9 @@ FITVNET = Recipe(
     build=FITVNet,
     restore=restore_clip,
     loss=l2_norm,
-    phases=(Phase(0.0, 64, 6), Phase(0.6, 96, 3)),
+    phases=(Phase(0.0, 64, 6), Phase(0.5, 96, 3)),
     frames=7,
-    footage_share=0.5,
-    learning_rate=7e-4,
+    footage_share=0.4,
     frozen={"spatial": "fitvnet-spatial"},
     source="FITVNet equation (9), after equation (7)",
 )
@@ -102,7 +101,7 @@ DNCNN = Recipe(
     build=DnCNN,
     restore=restore_image,
     loss=half_squared_error,
-    phases=(Phase(0.0, 48, 16),),
+    phases=(Phase(0.0, 40, 32),),  # the paper's patches are 50x50, its batches 128
     sigma=(0.0, 55 / 255),
     source="DnCNN equation (1)",
 )

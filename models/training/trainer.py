@@ -47,7 +47,7 @@ def train(
     device: str = "cpu",
     threads: int = 1,
     weights_dir: Path | None = None,
-    on_report: Callable[[Report], None] = lambda report: None,
+    on_report: Callable[[Report], None] = lambda _: None,
 ) -> None:
     """Train, and write the averaged weights to `out` with the run's facts as metadata.
 
@@ -55,7 +55,8 @@ def train(
         recipe: what to train.
         folders: clean pictures and footage.
         out: a .safetensors file; beside it go `.checkpoint.safetensors` and `.csv`.
-        minutes: of training in all, earlier parts of a resumed run included; the learning rate follows a cosine over it.
+        minutes: of training in all, earlier parts of a resumed run included; the learning rate follows a cosine over
+            it.
         resume: go on from the checkpoint beside `out`.
         device: a torch device.
         threads: of the CPU; one is fastest on a machine that is shared.
@@ -137,7 +138,7 @@ class _Run:
         path = self._checkpoint_path()
         if not path.exists():
             raise FileNotFoundError(f"there is no checkpoint {path} to resume from")
-        with safe_open(path, framework="pt", device=self._device) as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt", device=self._device) as file:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         self._step, self._seconds = int(metadata["step"]), float(metadata["seconds"])
@@ -195,7 +196,7 @@ class _Run:
             held = Material(self._material.held_out, (), ())
             clean = torch.cat([held.crops(rng, 1, 144) for _ in range(16)])
         else:
-            clean = self._material.clip_crops(rng, 6, self._recipe.frames, 128, 1.0)
+            clean = self._material.clip_crops(rng, 8, self._recipe.frames, 96, self._recipe.footage_share)
         trained = {name: value.detach().clone() for name, value in self._state().items()}
         self._load(self._average)
         self._network.eval()
@@ -204,7 +205,7 @@ class _Run:
             for sigma in WATCHED_SIGMAS:
                 noisy = add_noise(clean, (sigma / 255, sigma / 255), seed=sigma)
                 restored = torch.cat(
-                    [self._recipe.restore(self._network, one.to(self._device)) for one in noisy.split(1)]
+                    [self._recipe.restore(self._network, one[None].to(self._device)) for one in noisy.unbind()]
                 ).cpu()
                 skipped = (clean.shape[1] - restored.shape[1]) // 2
                 error = (restored.clamp(0, 1) - clean[:, skipped : skipped + restored.shape[1]]).square()
@@ -257,14 +258,19 @@ class _Run:
 def add_noise(clean: Tensor, sigma: tuple[float, float], *, seed: int) -> Tensor:
     """Additive white Gaussian noise, neither clipped nor rounded; one level for all frames of an example.
 
+    Levels are uniform over the range and stratified over the batch: every batch has its share of weak and of strong
+    noise. Drawn freely, the mean power of a small batch would jump, and batch normalisation with it.
+
     Args:
         clean: [N, T, 3, H, W] in [0, 1].
-        sigma: the range a level is drawn from uniformly, on the scale of `clean`.
-        seed: of the level and of the noise.
+        sigma: the range of levels, on the scale of `clean`.
+        seed: of the levels and of the noise.
     """
     generator = torch.Generator(clean.device).manual_seed(seed)
-    level = torch.rand((len(clean), 1, 1, 1, 1), generator=generator, device=clean.device)
-    level = sigma[0] + (sigma[1] - sigma[0]) * level
+    count = len(clean)
+    order = torch.randperm(count, generator=generator, device=clean.device)
+    share = (order + torch.rand(count, generator=generator, device=clean.device)) / count
+    level = (sigma[0] + (sigma[1] - sigma[0]) * share).view(-1, 1, 1, 1, 1)
     return clean + level * torch.randn(clean.shape, generator=generator, device=clean.device)
 
 

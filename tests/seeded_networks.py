@@ -1,0 +1,78 @@
+"""What do tests of networks, graphs and engines run on? Networks with seeded weights, written as shipped ones are."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from models.catalogue import CATALOGUE, DenoiserSpec, StageSpec
+from models.networks import WIRINGS
+from models.weights import build_network, cut_into_stages
+from trtbuild.export import export_stage
+
+# Every stage once, with a denoiser that it belongs to.
+STAGES: dict[str, tuple[DenoiserSpec, StageSpec]] = {
+    stage.name: (spec, stage) for spec in CATALOGUE.values() for stage in spec.stages
+}
+
+
+@cache
+def network_of(name: str) -> nn.Module:
+    """The same weights for every test. Where training starts at the identity, these have left it."""
+    torch.manual_seed(sum(name.encode()))
+    network = build_network(CATALOGUE[name])
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean.normal_(std=0.1)
+                layer.running_var.uniform_(0.5, 1.5)
+                layer.weight.uniform_(0.7, 1.3)
+                layer.bias.normal_(std=0.1)
+        _correct_by(0.1, network.eval(), CATALOGUE[name])
+    if name == "fitvnet":  # the shipped video network is built over the shipped image network
+        network.get_submodule("spatial").load_state_dict(network_of("fitvnet-spatial").state_dict())
+    return network
+
+
+def _correct_by(amount: float, network: nn.Module, spec: DenoiserSpec) -> None:
+    """Let the last layers, whose three planes correct the picture, do so by about as much as noise is."""
+    reach: dict[nn.Conv2d, float] = {}  # root mean square of what a last layer reads
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.out_channels == 3:
+            layer.register_forward_pre_hook(lambda layer, maps: reach.update({layer: maps[0].square().mean() ** 0.5}))
+    network(torch.rand(1, spec.frames * spec.channels, 32, 32))
+    for layer, level in reach.items():
+        layer._forward_pre_hooks.clear()
+        correcting = layer.weight[:, 3:]
+        correcting += torch.randn_like(correcting) * amount / level / correcting[0].numel() ** 0.5
+
+
+def write_weights(folder: Path) -> Path:
+    """The files of all denoisers, split as the shipped ones are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for spec in CATALOGUE.values():
+        parts = WIRINGS[spec.name].parts
+        state = network_of(spec.name).state_dict()
+        for weights in spec.weights:
+            if weights in parts:
+                continue  # another denoiser's file
+            own = {key: value for key, value in state.items() if key.split(".")[0] not in parts.values()}
+            facts = {"recipe": weights, "data": "none", "minutes": "0.0", "steps": "0", "seed": "1", "device": "cpu"}
+            save_file(own, folder / f"{weights}.safetensors", metadata=facts)
+    return folder
+
+
+@cache
+def graph_of(stage_name: str) -> bytes:
+    """Exporting takes seconds: once a test run."""
+    spec, stage = STAGES[stage_name]
+    return export_stage(spec, stage, cut_into_stages(spec, network_of(spec.name))[stage_name])
+
+
+def write_graphs(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in STAGES:
+        (folder / f"{name}.onnx").write_bytes(graph_of(name))
+    return folder

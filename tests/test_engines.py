@@ -1,0 +1,250 @@
+"""Does every backend run every stage as the float32 reference does?"""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+import torch
+from seeded_networks import STAGES, write_graphs, write_weights
+
+from models.catalogue import CATALOGUE, DNCNN, FITVNET
+from models.errors import UnknownDenoiser
+from models.quality import psnr_db
+from models.weights import stage_modules
+from trtbuild.engine import BackendUnavailable, Engine, Precision
+from trtbuild.open import backends, open_engine
+
+HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+RUNS: list[tuple[str, Precision]] = [("torch", "fp32"), ("openvino", "fp32")]
+RUNS += [("openvino", "bf16")] if HAS_BF16 else []
+SIZES = [(2, 64, 96), (1, 80, 48), (3, 16, 16)]  # batch, height, width
+BLIND = np.zeros(3, np.float32)
+
+
+@dataclass(frozen=True)
+class Home:
+    graphs_dir: Path
+    weights_dir: Path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Home:
+    folder = tmp_path_factory.mktemp("denoisers")
+    return Home(write_graphs(folder / "graphs"), write_weights(folder / "weights"))
+
+
+@pytest.fixture(scope="module")
+def opened(home) -> Callable[[str, str, Precision | None], Engine]:
+    @cache
+    def opened(stage_name: str, backend: str, precision: Precision | None = None) -> Engine:
+        spec, stage = STAGES[stage_name]
+        return open_engine(
+            spec,
+            stage,
+            backend=backend,
+            precision=precision,
+            threads=1,
+            graphs_dir=home.graphs_dir,
+            weights_dir=home.weights_dir,
+        )
+
+    return opened
+
+
+@pytest.fixture(params=RUNS, ids=lambda run: " ".join(run))
+def run(request) -> tuple[str, Precision]:
+    return request.param
+
+
+def windows(stage_name: str, batch: int, height: int, width: int) -> np.ndarray:
+    """A picture with noise of level 25, and where the stage takes it, a noise map that says so."""
+    stage = STAGES[stage_name][1]
+    rng = np.random.default_rng([batch, height, width])
+    down, across = np.mgrid[0:height, 0:width].astype(np.float32) / 20
+    clean = 0.5 + 0.4 * np.sin(down[None] + across[None] * np.arange(1, 4)[:, None, None])
+    planes = np.broadcast_to(clean, (batch, stage.frames, 3, height, width)).astype(np.float32)
+    planes = planes + np.float32(25 / 255) * rng.standard_normal(planes.shape, np.float32)
+    if stage.planes_in == 4:
+        planes = np.concatenate([planes, np.full_like(planes[:, :, :1], 25 / 255)], 2)
+    return np.ascontiguousarray(planes.reshape(batch, -1, height, width))
+
+
+@pytest.mark.parametrize("stage_name", STAGES)
+def test_an_engine_restores_as_the_network_does(stage_name, run, opened, home):
+    spec, stage = STAGES[stage_name]
+    network = stage_modules(spec, home.weights_dir)[stage_name]
+    engine = opened(stage_name, *run)
+    assert (engine.backend, engine.precision) == run
+    for size in SIZES:
+        noisy = windows(stage_name, *size)
+        with torch.no_grad():
+            expected = network(torch.from_numpy(noisy)).numpy()
+        assert (
+            np.std(expected[:, :3] - noisy[:, stage.frames // 2 * stage.planes_in :][:, :3]) > 0.02
+        )  # it does something
+        restored = engine.denoise(noisy, BLIND[: size[0]])
+        assert restored.shape == (size[0], stage.planes_out, *size[1:])
+        assert restored.dtype == np.float32
+        if engine.precision == "fp32":
+            # Sums in another order: 1e-6 is met, more would be another network.
+            assert np.abs(restored - expected).max() < 1e-4
+        else:
+            # Two or three digits of a correction as large as the noise: 59 to 117 dB are met. At 55 dB the rounding
+            # would cost a picture that is restored to 35 dB 0.04 dB.
+            assert psnr_db(restored, expected) > 55
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="needs a CPU with bfloat16")
+def test_the_picture_itself_is_not_rounded_to_bfloat16(opened):
+    """The spatial stage carries it through its last convolutions. All in bfloat16 that is 54 dB here, and banding."""
+    noisy = windows("fitvnet-spatial", 1, 96, 96)
+    exact = opened("fitvnet-spatial", "openvino", "fp32").denoise(noisy, BLIND[:1])
+    rounded = opened("fitvnet-spatial", "openvino", "bf16").denoise(noisy, BLIND[:1])
+    assert psnr_db(rounded, exact) > 70
+
+
+def test_a_batch_is_restored_like_its_members_one_by_one(run, opened):
+    for stage_name in ("fitvnet-spatial", "fitvnet-first"):
+        engine = opened(stage_name, *run)
+        noisy = windows(stage_name, 3, 48, 64)
+        together = engine.denoise(noisy, BLIND)
+        for index in range(3):
+            alone = engine.denoise(noisy[index : index + 1], BLIND[:1])
+            assert np.abs(together[index] - alone[0]).max() < 1e-5  # sums in another order, at most
+
+
+def test_the_input_is_left_as_it_was_and_the_output_is_the_callers(run, opened):
+    engine = opened("fitvnet-first", *run)
+    noisy = windows("fitvnet-first", 1, 32, 48)
+    before = noisy.copy()
+    noisy.setflags(write=False)
+    first = engine.denoise(noisy, BLIND[:1])
+    kept = first.copy()
+    second = engine.denoise(windows("fitvnet-first", 2, 32, 48)[1:], BLIND[:1])
+    assert np.array_equal(noisy, before)
+    assert np.array_equal(first, kept)
+    assert not np.shares_memory(first, second)
+    assert not np.shares_memory(first, noisy)
+    assert first.flags.c_contiguous
+    first += 1  # writable
+
+
+def test_the_same_windows_give_the_same_result(run, opened):
+    engine = opened("fitvnet-spatial", *run)
+    noisy = windows("fitvnet-spatial", 1, 64, 64)
+    first = engine.denoise(noisy, BLIND[:1])
+    engine.denoise(windows("fitvnet-spatial", 2, 32, 80), BLIND[:2])  # another shape between
+    assert np.array_equal(engine.denoise(noisy, BLIND[:1]), first)
+
+
+def test_a_denoiser_that_must_be_told_the_level_is_told_it(tmp_path):
+    planes = ["batch", 3, "height", "width"]
+    scaled = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 18]>
+        told (float[{", ".join(map(str, planes))}] noisy, float[batch] sigma)
+          => (float[{", ".join(map(str, planes))}] restored)
+        <int64[3] axes = {{1, 2, 3}}> {{ level = Unsqueeze(sigma, axes)
+          restored = Mul(noisy, level) }}"""
+    )
+    (tmp_path / "dncnn.onnx").write_bytes(scaled.SerializeToString())
+    told = replace(DNCNN, sigma=(0.0, 1.0))
+    engine = open_engine(told, told.stages[0], backend="openvino", precision="fp32", threads=1, graphs_dir=tmp_path)
+    noisy = windows("dncnn", 2, 16, 16)
+    restored = engine.denoise(noisy, np.array([0.5, 0.25], np.float32))
+    assert np.allclose(restored, noisy * np.array([0.5, 0.25], np.float32)[:, None, None, None])
+
+
+def test_auto_takes_the_first_backend_that_is_there(opened):
+    usable = [name for name, why_not in backends().items() if why_not is None]
+    assert usable == ["openvino", "torch"]
+    engine = opened("fitvnet-second", "auto")
+    assert engine.backend == "openvino"
+    assert engine.precision == ("bf16" if HAS_BF16 else "fp32")
+
+
+def test_a_backend_that_is_not_there_says_what_would_help():
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['openvino'] = None\n"
+        "from models.catalogue import DNCNN; from trtbuild.engine import BackendUnavailable\n"
+        "from trtbuild.open import backends, open_engine\n"
+        "print(backends())\n"
+        "for name in ('auto', 'torch'):\n"
+        "    try: open_engine(DNCNN, DNCNN.stages[0], backend=name)\n"
+        "    except BackendUnavailable as err: print(err)\n"
+    )
+    root = Path(__file__).parent.parent
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout
+    listed, auto, torch_alone = said.splitlines()
+    assert "'openvino': 'openvino is not installed; it comes with: pip install openvino'" in listed
+    assert "openvino is not installed" in auto
+    assert torch_alone == "torch: torch is not installed; it comes with: pip install 'quietframe[torch]'"
+
+
+def test_what_cannot_be_opened_is_refused_with_the_reason(tmp_path):
+    stage = DNCNN.stages[0]
+    with pytest.raises(BackendUnavailable, match="'onnx'; there are openvino: usable"):
+        open_engine(DNCNN, stage, backend="onnx")
+    with pytest.raises(BackendUnavailable, match=r"no graph dncnn\.onnx"):
+        open_engine(DNCNN, stage, backend="openvino", graphs_dir=tmp_path)
+    with pytest.raises(UnknownDenoiser, match=r"no weights dncnn\.safetensors"):
+        open_engine(DNCNN, stage, backend="torch", weights_dir=tmp_path)
+
+
+def test_a_precision_that_the_machine_lacks_is_refused(home):
+    for backend in ("openvino",) if torch.cuda.is_available() else ("openvino", "torch"):
+        with pytest.raises(BackendUnavailable, match="fp16"):
+            open_engine(
+                DNCNN,
+                DNCNN.stages[0],
+                backend=backend,
+                precision="fp16",
+                graphs_dir=home.graphs_dir,
+                weights_dir=home.weights_dir,
+            )
+
+
+def test_looking_for_backends_loads_none():
+    code = (
+        "import sys, trtbuild.open; trtbuild.open.backends(); print({'torch', 'openvino', 'onnx'} & set(sys.modules))"
+    )
+    root = Path(__file__).parent.parent
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout
+    assert said == "set()\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("stage_name", STAGES)
+def test_half_precision_on_a_gpu_restores_as_the_network_does(stage_name, opened, home):
+    spec, _stage = STAGES[stage_name]
+    engine = opened(stage_name, "torch")
+    assert engine.precision == "fp16"
+    network = stage_modules(spec, home.weights_dir)[stage_name]
+    noisy = windows(stage_name, 2, 64, 96)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(noisy)).numpy()
+    assert psnr_db(engine.denoise(noisy, BLIND[:2]), expected) > 60
+
+
+def test_the_shipped_video_cascade_runs_from_its_graphs():
+    assert importlib.util.find_spec("openvino")
+    noisy = windows("fitvnet-spatial", 5, 48, 64)
+    frames = noisy
+    for stage in FITVNET.stages:
+        engine = open_engine(FITVNET, stage, threads=1)
+        count = len(frames) - stage.frames + 1
+        batch = np.stack([frames[t : t + stage.frames].reshape(-1, 48, 64) for t in range(count)])
+        frames = engine.denoise(np.ascontiguousarray(batch), np.zeros(count, np.float32))
+    assert frames.shape == (1, 3, 48, 64)
+    clean = windows("fitvnet-spatial", 5, 48, 64).mean(0)
+    assert CATALOGUE["fitvnet"].frames == 5
+    # Five noise draws over one picture: their mean is 7 dB better than one of them, and the cascade is to be no worse.
+    assert psnr_db(frames[0], clean) > psnr_db(noisy[2], clean)

@@ -1,0 +1,167 @@
+"""Does a training run do what its recipe says, and go on after a kill as if nothing had happened?"""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from models.catalogue import CATALOGUE
+from models.networks.fitvnet import SpatialModule
+from models.training.material import Material, read_material
+from models.training.recipes import RECIPES, Phase, half_squared_error, l2_norm
+from models.training.trainer import _Run, add_noise, train
+from models.weights import load_network
+
+SMALL = {name: replace(recipe, phases=(Phase(0.0, 32, 2),), warmup_steps=1) for name, recipe in RECIPES.items()}
+
+
+def waves(height: int, width: int, seed: int) -> np.ndarray:
+    """A picture of stripes in several directions: uint8 RGB."""
+    rng = np.random.default_rng(seed)
+    down, across = np.mgrid[0:height, 0:width]
+    planes = [128 + 100 * np.sin(down * rng.uniform(0.05, 0.6) + across * rng.uniform(0.05, 0.6)) for _ in range(3)]
+    return np.stack(planes, -1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> list[Path]:
+    """Three photographs, and footage of eight frames that pans."""
+    home = tmp_path_factory.mktemp("pictures")
+    photos, footage = home / "photos", home / "footage"
+    photos.mkdir()
+    footage.mkdir()
+    for index in range(3):
+        Image.fromarray(waves(170 + 8 * index, 200, index)).save(photos / f"wave-{index}.png")
+    wide = waves(170, 220, 9)
+    for t in range(8):
+        Image.fromarray(wide[:, 4 * t : 4 * t + 170]).save(footage / f"{t:03d}.png")
+    return [photos, footage]
+
+
+@pytest.fixture(scope="module")
+def material(folders) -> Material:
+    return read_material(folders, with_clips=True)
+
+
+@pytest.fixture
+def weights_dir(tmp_path) -> Path:
+    """Where the finished spatial module lies that FITVNet's blocks are trained behind."""
+    torch.manual_seed(5)
+    save_file(SpatialModule().state_dict(), tmp_path / "fitvnet-spatial.safetensors")
+    return tmp_path
+
+
+def run_of(name: str, material: Material, out: Path, weights_dir: Path) -> _Run:
+    torch.manual_seed(SMALL[name].seed)
+    return _Run(SMALL[name], material, out, 1.0, "cpu", weights_dir)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resumed_run_takes_the_step_that_the_unbroken_one_takes(name, material, weights_dir):
+    torch.set_num_threads(1)  # several would sum in an order of their own
+    out = weights_dir / f"{name}.new.safetensors"
+    unbroken = run_of(name, material, out, weights_dir)
+    unbroken._one_step()
+    unbroken._one_step()
+    unbroken._save_checkpoint()
+    third_loss = unbroken._one_step()
+
+    resumed = run_of(name, material, out, weights_dir)
+    resumed.resume()
+    assert resumed._one_step() == third_loss
+    assert resumed._state().keys() == unbroken._state().keys()
+    assert all(torch.equal(value, unbroken._state()[key]) for key, value in resumed._state().items())
+    assert all(torch.equal(value, unbroken._average[key]) for key, value in resumed._average.items())
+
+
+def test_a_frozen_part_is_not_touched_and_not_saved(material, weights_dir):
+    run = run_of("fitvnet", material, weights_dir / "fitvnet.safetensors", weights_dir)
+    before = {key: value.detach().clone() for key, value in run._network.state_dict().items()}
+    run._one_step()
+    run.finish([weights_dir])
+    after = run._network.state_dict()
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {"first", "second"}
+    finished = load_file(weights_dir / "fitvnet-spatial.safetensors")
+    assert all(torch.equal(after[f"spatial.{key}"], value) for key, value in finished.items())
+    assert {key.split(".")[0] for key in load_file(weights_dir / "fitvnet.safetensors")} == {"first", "second"}
+    # What training wrote is what the catalogue's denoiser is made of.
+    assert load_network(CATALOGUE["fitvnet"], weights_dir)
+
+
+def test_a_short_run_writes_weights_a_log_and_a_checkpoint_and_can_be_prolonged(folders, tmp_path):
+    out = tmp_path / "fitvnet-spatial.safetensors"
+    recipe, reports = SMALL["fitvnet-spatial"], []
+    train(recipe, folders, out, minutes=0.01, on_report=reports.append)
+    with safe_open(out, "pt") as file:
+        facts = file.metadata()
+    assert facts["recipe"] == "fitvnet-spatial"
+    assert facts["data"] == "photos, footage"
+    assert int(facts["steps"]) == reports[-1].step > 0
+    assert load_network(CATALOGUE["fitvnet-spatial"], tmp_path)
+
+    train(recipe, folders, out, minutes=0.02, resume=True, on_report=reports.append)
+    assert reports[-1].step > int(facts["steps"])
+    assert reports[-1].minutes >= 0.02
+    assert len(reports[-1].psnr_db) == 3
+    with out.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [report.step for report in reports]
+    assert float(rows[-1]["psnr_25"]) == pytest.approx(reports[-1].psnr_db[1], abs=1e-3)
+
+
+def test_a_run_without_its_checkpoint_pictures_or_frozen_weights_does_not_start(folders, tmp_path):
+    out = tmp_path / "new.safetensors"
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        train(SMALL["dncnn"], folders, out, minutes=0.01, resume=True)
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        train(SMALL["dncnn"], [tmp_path], out, minutes=0.01)
+    with pytest.raises(FileNotFoundError):
+        train(SMALL["fitvnet"], folders, out, minutes=0.01)
+
+
+def test_numbered_frames_of_one_size_are_footage_and_photographs_are_not(material):
+    assert [clip.shape for clip in material.clips] == [(8, 170, 170, 3)]
+    assert {picture.shape[2] for picture in material.photographs} == {3}
+
+
+def test_crops_are_squares_in_the_unit_range(material):
+    crops = material.crops(np.random.default_rng(1), 5, 48)
+    assert crops.shape == (5, 1, 3, 48, 48)
+    assert 0 <= crops.min() < crops.max() <= 1
+
+
+@pytest.mark.parametrize("footage_share", [0.0, 1.0], ids=["made up", "footage"])
+def test_clips_move_and_stay_in_the_unit_range(material, footage_share):
+    clips = material.clip_crops(np.random.default_rng(2), 8, 5, 64, footage_share)
+    assert clips.shape == (8, 5, 3, 64, 64)
+    assert clips.dtype == torch.float32
+    assert 0 <= clips.min() < clips.max() <= 1
+    moved = (clips[:, 1:] - clips[:, :-1]).abs().mean((1, 2, 3, 4))
+    assert (moved > 1e-3).sum() >= 6  # now and then a pan stands still
+    assert torch.equal(clips, material.clip_crops(np.random.default_rng(2), 8, 5, 64, footage_share))
+
+
+def test_noise_is_one_level_an_example_drawn_from_the_range():
+    clean = torch.full((64, 3, 3, 32, 32), 0.5)
+    noise = add_noise(clean, (0.0, 55 / 255), seed=3) - clean
+    levels = noise.std((2, 3, 4))  # [64, 3]
+    assert torch.allclose(levels[:, 0], levels[:, 2], rtol=0.1)  # 3072 draws: 1.3 % is one sigma
+    assert levels.max() <= 55 / 255 * 1.1
+    assert levels.min() < 10 / 255
+    assert levels.max() > 45 / 255
+    assert torch.equal(noise, add_noise(clean, (0.0, 55 / 255), seed=3) - clean)
+
+
+def test_losses_are_the_papers():
+    restored, clean = torch.zeros(2, 1, 3, 8, 8), torch.zeros(2, 1, 3, 8, 8)
+    restored[0] += 0.1
+    restored[1] += 0.3
+    assert l2_norm(restored, clean).item() == pytest.approx((0.1 + 0.3) / 2, abs=1e-4)
+    assert half_squared_error(restored, clean).item() == pytest.approx(0.5 * (0.01 + 0.09) / 2, abs=1e-6)

@@ -1,0 +1,84 @@
+"""Which backends this machine has, and how one of them is made to run a stage."""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from models.catalogue import DenoiserSpec, StageSpec
+from models.weights import GRAPHS_DIR, WEIGHTS_DIR
+from trtbuild.engine import BackendUnavailable, Engine, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class _Backend:
+    """A module with an `open_engine`, and what it cannot do without."""
+
+    module: str
+    needs: tuple[str, ...]
+    install: str
+
+
+_BACKENDS = {  # the best first: `auto` takes the first that is there
+    "openvino": _Backend("trtbuild.openvino_engine", ("openvino",), "pip install openvino"),
+    "torch": _Backend("trtbuild.torch_engine", ("torch", "safetensors"), "pip install 'quietframe[torch]'"),
+}
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend, the best first, with the reason why it cannot be used here, or None if it can.
+
+    Nothing heavy is imported: a package that is there but broken shows itself when an engine is opened.
+    """
+    return {name: _lacking(backend) for name, backend in _BACKENDS.items()}
+
+
+def open_engine(
+    spec: DenoiserSpec,
+    stage: StageSpec,
+    *,
+    backend: str = "auto",
+    precision: Precision | None = None,
+    threads: int = 0,
+    graphs_dir: Path = GRAPHS_DIR,
+    weights_dir: Path = WEIGHTS_DIR,
+) -> Engine:
+    """Load a stage and make it ready to run.
+
+    Args:
+        spec: the denoiser.
+        stage: one of its stages.
+        backend: a name out of `backends()`, or `auto` for the best that is there.
+        precision: of the inner layers; None for the fastest that holds the quality on this machine.
+        threads: of the CPU; 0 for all that the process may use.
+        graphs_dir: where the exported stages lie.
+        weights_dir: where the weights lie, for a backend that runs the network itself.
+
+    Raises:
+        BackendUnavailable: no such backend, or not here, or not in this precision, or without its graph.
+        UnknownDenoiser: the weights are not there.
+    """
+    lacking = backends()
+    if backend == "auto":
+        backend = next((name for name, why in lacking.items() if why is None), "auto")
+    if backend not in lacking:
+        told = "; ".join(f"{name}: {why or 'usable'}" for name, why in lacking.items())
+        raise BackendUnavailable(f"backend is {backend!r}; there are {told}")
+    if lacking[backend] is not None:
+        raise BackendUnavailable(f"{backend}: {lacking[backend]}")
+    try:
+        module = importlib.import_module(_BACKENDS[backend].module)
+    except ImportError as err:
+        raise BackendUnavailable(f"{backend} is installed but does not load: {err}") from err
+    engine = module.open_engine(
+        spec, stage, precision=precision, threads=threads, graphs_dir=graphs_dir, weights_dir=weights_dir
+    )
+    return cast("Engine", engine)
+
+
+def _lacking(backend: _Backend) -> str | None:
+    for package in backend.needs:
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed; it comes with: {backend.install}"
+    return None

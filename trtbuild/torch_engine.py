@@ -1,0 +1,63 @@
+"""Runs a stage with torch: the float32 reference on the CPU, half precision on an NVIDIA GPU."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.catalogue import DenoiserSpec, StageSpec
+from models.weights import stage_modules
+from trtbuild.engine import Array, BackendUnavailable, Precision
+
+_TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchEngine:
+    """A stage's module on one device."""
+
+    backend = "torch"
+
+    def __init__(self, module: nn.Module, device: str, precision: Precision, *, told_sigma: bool) -> None:
+        self._device, self._type = torch.device(device), _TYPES[precision]
+        module = module.to(self._device, self._type)
+        self._module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._told_sigma = told_sigma
+        self.precision = precision
+
+    def denoise(self, noisy: Array, sigma: Array) -> Array:
+        with torch.inference_mode():
+            inputs = [self._moved(noisy).contiguous(memory_format=torch.channels_last)]
+            if self._told_sigma:
+                inputs.append(self._moved(sigma))
+            restored: torch.Tensor = self._module(*inputs)
+            # Planes one behind the other, in memory that is the caller's own.
+            planes = restored.to("cpu", torch.float32).contiguous(memory_format=torch.contiguous_format)
+        given: Array = planes.numpy()
+        return given.copy() if np.shares_memory(given, noisy) else given
+
+    def _moved(self, values: Array) -> torch.Tensor:
+        # Nothing here writes, but torch warns of memory that it could not write to.
+        return torch.from_numpy(values if values.flags.writeable else values.copy()).to(self._device, self._type)
+
+
+def open_engine(
+    spec: DenoiserSpec,
+    stage: StageSpec,
+    *,
+    precision: Precision | None,
+    threads: int,
+    graphs_dir: Path,  # noqa: ARG001 - the network is built from its weights
+    weights_dir: Path,
+) -> TorchEngine:
+    """See `trtbuild.open.open_engine`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    runs: tuple[Precision, ...] = ("fp16", "bf16", "fp32") if device == "cuda" else ("fp32",)
+    if precision is None:
+        precision = runs[0]
+    if precision not in runs:
+        raise BackendUnavailable(f"torch on {device} runs in {', '.join(runs)}; not in {precision}")
+    if threads:
+        torch.set_num_threads(threads)  # of the whole process: there is no other way
+    module = stage_modules(spec, weights_dir)[stage.name]
+    return TorchEngine(module, device, precision, told_sigma=spec.sigma is not None)
