@@ -102,7 +102,7 @@ def test_a_short_run_writes_weights_a_log_and_a_checkpoint_and_can_be_prolonged(
     with safe_open(out, "pt") as file:
         facts = file.metadata()
     assert facts["recipe"] == "fitvnet-spatial"
-    assert facts["data"] == "photos, footage"
+    assert facts["data"] == ", ".join(f"{folder.parent.name}/{folder.name}" for folder in folders)
     assert int(facts["steps"]) == reports[-1].step > 0
     assert load_network(CATALOGUE["fitvnet-spatial"], tmp_path)
 

@@ -129,7 +129,7 @@ class _Run:
             "steps": str(self._step),
             "minutes": f"{self._seconds / 60:.1f}",
             "device": self._device,
-            "data": ", ".join(folder.name for folder in folders),
+            "data": ", ".join(f"{folder.resolve().parent.name}/{folder.name}" for folder in folders),
             "phases": json.dumps([asdict(phase) for phase in self._recipe.phases]),
         }
         save_file({name: value.contiguous() for name, value in self._average.items()}, self._out, metadata=facts)
