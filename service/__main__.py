@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -52,6 +53,7 @@ def serve(
     host: Host = None, port: Port = None, data_dir: DataDir = None, workers: Workers = None, redis_url: RedisUrl = None
 ) -> None:
     """Run API, workers and embedded queue on this machine."""
+    from service.demo import png_bytes, read_photo, with_noise
     from service.serve import serve as run
 
     settings = _settings(host=host, port=port, data_dir=data_dir, workers=workers, redis_url=redis_url)
@@ -59,9 +61,10 @@ def serve(
 
     def on_ready(base_url: str) -> None:
         out.print(f"Quietframe is ready: [bold]{base_url}[/] (API page {base_url}/docs, Ctrl-C stops)")
-        out.print("Try:", style="dim")
-        # Printed plain: it is to be copied.
-        print(f"  curl -sS -F file=@noisy.png {base_url}/denoise/image -o denoised.png", flush=True)
+        sample = settings.data_dir / "noisy.png"
+        sample.write_bytes(png_bytes(with_noise(read_photo(), seed=1)))
+        # Printed plain and whole: it is to be copied.
+        print(f"  curl -sS -F file=@{shlex.quote(str(sample))} {base_url}/denoise/image -o denoised.png", flush=True)
 
     run(settings, on_ready=on_ready, stop=Event())
 

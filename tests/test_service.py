@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +27,9 @@ CLIP_FRAMES = 24
 class Served:
     """A running `quietframe serve`."""
 
-    def __init__(self, process, base_url):
-        self.process, self.base_url = process, base_url
+    def __init__(self, process, curl_line):
+        self.process, self.curl_line = process, curl_line.strip()
+        self.base_url = next(word for word in curl_line.split() if "://" in word).removesuffix("/denoise/image")
 
     def client(self):
         return httpx.Client(base_url=self.base_url, timeout=120)
@@ -41,9 +43,9 @@ def serving(data_dir, **environment):
         command, cwd=ROOT, env=os.environ | {"COLUMNS": "200"} | said, stdout=subprocess.PIPE, text=True
     )
     try:
-        url = next((word for line in process.stdout for word in line.split() if word.endswith("/denoise/image")), None)
-        assert url, f"the service ended with status {process.wait()}"
-        yield Served(process, url.removesuffix("/denoise/image"))
+        curl_line = next((line for line in process.stdout if "curl" in line), None)
+        assert curl_line, f"the service ended with status {process.wait()}"
+        yield Served(process, curl_line)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -89,6 +91,12 @@ def test_a_photo_goes_in_noisy_and_comes_out_clean(service, photo):
     assert answer.headers["Quietframe-Model"] == "fitvnet-spatial"
     assert float(answer.headers["Quietframe-PSNR"]) > float(answer.headers["Quietframe-Input-PSNR"]) + 8
     assert cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR).shape == photo.shape
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_line_that_serve_prints_works_when_pasted(service, tmp_path):
+    subprocess.run(service.curl_line, shell=True, check=True, cwd=tmp_path)
+    assert cv2.imread(str(tmp_path / "denoised.png")).shape == (512, 512, 3)
 
 
 def test_a_clip_keeps_its_sound_and_its_times(service, clips, tmp_path):
