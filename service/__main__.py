@@ -60,7 +60,7 @@ def serve(
     _log_to_stderr(settings)
 
     def on_ready(base_url: str) -> None:
-        out.print(f"Quietframe is ready: [bold]{base_url}[/] (API page {base_url}/docs, Ctrl-C stops)")
+        out.print(f"Quietframe is ready: [bold]{base_url}[/] (API page {base_url}/docs, Ctrl-C stops)", soft_wrap=True)
         sample = settings.data_dir / "noisy.png"
         sample.write_bytes(png_bytes(with_noise(read_photo(), seed=1)))
         # Printed plain and whole: it is to be copied.
@@ -92,7 +92,8 @@ def worker(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.ask(settings.drain_s))
-    Worker(settings, settings.redis_url or "").run(stop)
+    if not Worker(settings, settings.redis_url or "").run(stop):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -99,7 +99,9 @@ class StageSeconds(_Frozen):
 
 class Metrics(_Frozen):
     psnr_db: float | None = Field(
-        None, description="Restored against the reference; all channels, data range 1.0; mean over frames."
+        None,
+        description="Restored against the reference; all channels, data range 1.0; mean over frames; "
+        "null also where they are equal, for then it is infinite.",
     )
     ssim: float | None = Field(
         None, description="Restored against the reference; 11x11 Gaussian window, data range 1.0."

@@ -104,7 +104,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: Event) -
         host, port = listener.getsockname()[:2]
         base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        url = settings.redis_url
+        url, queue = settings.redis_url, None
         if url is None:
             queue = EmbeddedServer(settings.data_dir)
             queue.start()
@@ -123,6 +123,9 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: Event) -
         if not stop.is_set():
             on_ready(base_url)
         while not stop.wait(LOOK_EVERY_S):
+            if queue and queue.pid is None:
+                log.warning("the queue's server died; starting it again")
+                queue.start()
             for child in (api, *workers):
                 child.keep()
         log.info("stopping")

@@ -61,15 +61,21 @@ class Stop:
 
 
 class Worker:
-    """One process's share of the work. `run` returns when asked to stop and the work in hand is done or handed back."""
+    """One process's share of the work."""
 
     def __init__(self, settings: Settings, broker_url: str) -> None:
         self._settings, self._url = settings, broker_url
         self._id = f"{socket.gethostname()}-{os.getpid()}-{random.randrange(16**4):04x}"  # noqa: S311 - a name
         self._blobs: BlobStore = FileStore(settings.data_dir / "blobs")
         self._shelf = Shelf(settings)
+        self._failed = False
 
-    def run(self, stop: Stop) -> None:
+    def run(self, stop: Stop) -> bool:
+        """Work until asked to stop and the work in hand is done or handed back; False if something broke instead.
+
+        Raises:
+            BackendUnavailable: a denoiser cannot run here.
+        """
         started = time.time()
         ready = self._shelf.warm_up()
         card = WorkerCard(
@@ -92,27 +98,29 @@ class Worker:
         for thread in threads:
             thread.join()
         janitor.close()
+        return not self._failed
 
     def _slot(self, number: int, lanes: Sequence[Lane], card: WorkerCard | None, stop: Stop) -> None:
-        client = LeaseClient(self._url, self._settings, f"{self._id}-{number}")
+        """Take jobs one after the other until asked to stop. The slot that has the card shows it."""
         try:
-            if card:
-                client.announce(card)
-            while not stop.asked.is_set():
-                try:
-                    lease = client.lease(lanes, WAIT_S)
-                except NotReady as err:
-                    log.warning("the broker is away: %s", err)
-                    stop.asked.wait(RECONNECT_S)
-                    continue
-                if lease:
-                    self._settle(client, lease, stop)
-            if card:
-                client.retire()
-        except NotReady as err:
-            log.warning("stopped while the broker was away: %s", err)
-        finally:
-            client.close()
+            with LeaseClient(self._url, self._settings, f"{self._id}-{number}") as client:
+                while not stop.asked.is_set():
+                    try:
+                        if card:
+                            client.announce(card)
+                            card = None  # from here on the heartbeat shows it
+                        lease = client.lease(lanes, WAIT_S)
+                    except NotReady as err:
+                        log.warning("the broker is away: %s", err)
+                        stop.asked.wait(RECONNECT_S)
+                        continue
+                    if lease:
+                        self._settle(client, lease, stop)
+        except Exception:
+            # A worker that lives on with a slot less looks healthy and is not: end it all, and be started again.
+            log.exception("slot %d died", number)
+            self._failed = True
+            stop.ask(self._settings.drain_s)
 
     def _settle(self, client: LeaseClient, lease: Lease, stop: Stop) -> None:
         """Every lease ends in exactly one way."""

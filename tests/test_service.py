@@ -204,6 +204,27 @@ def test_a_worker_that_dies_is_started_again_and_its_job_is_done(tmp_path, clips
     assert job["attempts"] == 2
 
 
+def test_a_queue_server_that_dies_is_started_again_and_nothing_is_lost(tmp_path, photo):
+    upload = {"file": ("noisy.png", png_bytes(with_noise(photo, 8)))}
+    with serving(tmp_path, lease_ttl_s=2) as served, served.client() as client:
+        urls = [client.post("/jobs/image", files=upload).headers["Location"] for _ in range(6)]
+        parent = served.process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        servers = [pid for pid in children if "valkey" in name_of(pid) or "redis" in name_of(pid)]
+        os.kill(int(servers[0]), signal.SIGKILL)
+        while True:  # the service says 503 while its queue is away, and comes back by itself
+            try:
+                states = [wait_for(client, url)["state"] for url in urls]
+                break
+            except (KeyError, httpx.HTTPError):
+                assert served.process.poll() is None
+    assert states == ["succeeded"] * 6
+
+
+def name_of(pid):
+    return Path(f"/proc/{pid}/comm").read_text()
+
+
 def worker_pid(client):
     ready = client.get("/readyz").json()
     return ready["workers"][0]["pid"]

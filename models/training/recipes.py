@@ -92,6 +92,9 @@ FITVNET = Recipe(
     phases=(Phase(0.0, 64, 6), Phase(0.5, 96, 3)),
     frames=7,
     footage_share=0.4,
+    learning_rate=4e-4,  # at 1e-3 the second block's last layers died after a thousand steps
+    warmup_steps=200,
+    gradient_clip=0.05,  # norms are 0.01 to 0.04; a spike is what kills
     frozen={"spatial": "fitvnet-spatial"},
     source="FITVNet equation (9), after equation (7)",
 )

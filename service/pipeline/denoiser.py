@@ -14,7 +14,7 @@ from service.pipeline.turns import Turns, Urgency
 from trtbuild.engine import Array, Engine
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]  # [H, W, 3] RGB
-OnTile = Callable[[int, int], None]  # done, total
+OnTile = Callable[[int], None]  # told how many tiles there are in all
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Denoiser:
         restored = np.empty_like(pixels)
         scale = np.float32(np.iinfo(pixels.dtype).max)
         tiles = plan_tiles(*pixels.shape[:2], tile_px=self.tile_px, halo_px=stage.halo_px, multiple=self.spec.multiple)
-        for done, tile in enumerate(tiles, 1):
+        for tile in tiles:
             noisy = to_planes(read_padded(pixels, tile))
             output = self._run(self.engines[0], noisy, sigma, urgency, tally)[: self.spec.channels]
             inside = (slice(None), *tile.kept_inside)
@@ -91,7 +91,7 @@ class Denoiser:
             tally.add_removed(kept, clean)
             restored[tile.kept] = to_pixels(blend(kept, clean, strength), pixels.dtype, scale)
             if on_tile:
-                on_tile(done, len(tiles))
+                on_tile(len(tiles))
         return restored
 
     def restore_frames(

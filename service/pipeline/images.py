@@ -52,13 +52,7 @@ def denoise_image(
     decoded = time.monotonic()
 
     tally = Tally()
-    pace: Pace | None = None
-
-    def on_tile(done: int, total: int) -> None:
-        nonlocal pace
-        pace = pace or Pace("tiles", total, on_progress)
-        pace.step()
-        assert pace.done == done
+    pace = Pace("tiles", None, on_progress)
 
     restored = denoiser.restore_picture(
         picture.pixels,
@@ -66,7 +60,7 @@ def denoise_image(
         sigma=None if options.sigma is None else options.sigma / 255,
         urgency=urgency,
         tally=tally,
-        on_tile=on_tile,
+        on_tile=pace.step,
     )
     if picture.is_grey:
         restored = _grey(restored)

@@ -25,8 +25,10 @@ class Pace:
         self._moments = deque([time.monotonic()], maxlen=LATELY + 1)
         self.done = 0
 
-    def step(self) -> None:
+    def step(self, total: int | None = None) -> None:
+        """One more is done; `total` where it has become known only now."""
         self.done += 1
+        self._total = total or self._total
         self._moments.append(time.monotonic())
         elapsed = self._moments[-1] - self._moments[0]
         rate = (len(self._moments) - 1) / elapsed if elapsed > 0 else None
