@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -37,6 +38,7 @@ from service.errors import (
     LeaseLost,
     NotReady,
     QueueFull,
+    ResultGone,
     problem,
 )
 from service.job import (
@@ -171,11 +173,18 @@ async def test_a_job_is_put_leased_and_acknowledged(queue: QueueClient, hire: Hi
     assert worker.lease(list(Lane), 0) is None
 
 
-async def test_an_idle_worker_is_woken_by_a_put(queue: QueueClient, hire: Hire) -> None:
+async def test_an_idle_worker_is_woken_by_a_put(queue: QueueClient, hire: Hire, url: str) -> None:
     job, worker = a_job(Lane.VIDEO), hire()
-    waiting = asyncio.create_task(asyncio.to_thread(taken, worker))
-    await queue.put(job)
-    assert (await waiting).job == job
+    with Redis.from_url(url) as link:
+        link.config_resetstat()
+        waiting = asyncio.create_task(asyncio.to_thread(taken, worker, (Lane.VIDEO,)))
+        await asyncio.to_thread(until, lambda: link.info("clients")["blocked_clients"] == 1)
+        for _ in range(100):  # a worker that polls would ask again meanwhile
+            await queue.ping()
+        await queue.put(job)
+        assert (await waiting).job == job
+        # One read that found nothing, and one that was blocked before the put and brought the job.
+        assert link.info("commandstats")["cmdstat_xreadgroup"]["calls"] == 2
 
 
 async def test_a_worker_outlives_the_loss_of_all_data(queue: QueueClient, hire: Hire, url: str) -> None:
@@ -247,6 +256,23 @@ async def test_a_worker_that_comes_back_before_anybody_claimed_goes_on(queue: Qu
     lease = taken(slow)
     slow.ack(lease, an_outcome())
     assert (await queue.get(job.id)).attempts == 1
+
+
+async def test_a_job_abandoned_in_an_outage_is_taken_up_again(binary: Path, settings: Settings, data_dir: Path) -> None:
+    job, brief = a_job(), settings.model_copy(update={"lease_ttl_s": SHORT_LEASE_S})
+    with EmbeddedServer(data_dir, binary=binary) as server:
+        async with QueueClient(server.url, settings) as queue:
+            with LeaseClient(server.url, brief, "worker") as worker:
+                await queue.put(job)
+                first = taken(worker)
+                assert server.pid is not None
+                os.kill(server.pid, signal.SIGKILL)
+                assert await asyncio.to_thread(first.lost.wait, PATIENCE_S)
+                until(lambda: server.pid is None)
+                server.start()
+                second = await asyncio.to_thread(taken, worker)
+                assert (second.job, second.attempt) == (job, 2)
+                worker.ack(second, an_outcome())
 
 
 async def test_the_heartbeat_tells_that_the_lease_was_lost(queue: QueueClient, hire: Hire, url: str) -> None:
@@ -336,13 +362,49 @@ async def test_a_worker_that_leaves_hands_back_what_it_never_claimed(queue: Queu
     for lane in Lane:
         await queue.put(a_job(lane))
     leaving = hire("leaving")
+    leaving._ensure_groups(tuple(Lane))
     leaving._read(tuple(Lane), 1)  # as when all three are put between its looking and its waiting
-    leaving.ack(taken(leaving), an_outcome())
     leaving.close()
     staying = hire("staying")
-    assert {taken(staying).attempt for _ in range(2)} == {1}
+    assert {taken(staying).attempt for _ in range(3)} == {1}
     with Redis.from_url(url) as link:
         assert [one["name"] for one in link.xinfo_consumers(keys.work(Lane.VIDEO), keys.GROUP)] == [b"staying"]
+
+
+async def test_a_worker_keeps_nothing_back_from_the_idle_while_it_works(queue: QueueClient, hire: Hire) -> None:
+    for lane in Lane:
+        await queue.put(a_job(lane))
+    busy, idle = hire("busy"), hire("idle")
+    busy._ensure_groups(tuple(Lane))
+    busy._read(tuple(Lane), 1)  # as when all three are put between its looking and its waiting
+    assert taken(busy).lane is Lane.IMAGE_INTERACTIVE
+    assert [taken(idle).lane for _ in range(2)] == [Lane.IMAGE_BATCH, Lane.VIDEO]
+
+
+async def test_a_job_with_a_field_of_a_later_version_is_done(queue: QueueClient, hire: Hire, url: str) -> None:
+    job, worker = a_job(), hire()
+    await queue.put(job)
+    with Redis.from_url(url) as link:
+        link.hset(keys.job(job.id), "job", json.dumps({**job.model_dump(mode="json"), "urgency": "high"}))
+    assert (await queue.get(job.id)).job == job
+    lease = taken(worker)
+    assert lease.job == job
+    worker.ack(lease, an_outcome())
+
+
+async def test_a_job_that_cannot_be_read_is_buried_and_hides_no_other(queue: QueueClient, hire: Hire, url: str) -> None:
+    strange, plain, worker = a_job(), a_job(), hire()
+    for job in (strange, plain):
+        await queue.put(job)
+    with Redis.from_url(url) as link:
+        link.hset(keys.job(strange.id), "job", json.dumps({**strange.model_dump(mode="json"), "kind": "hologram"}))
+        assert taken(worker).job == plain
+        assert [record.job for record in (await queue.list(None, 10, None))[0]] == [plain]
+        assert link.hget(keys.job(strange.id), "state") == b"failed"
+        assert json.loads(link.hget(keys.job(strange.id), "error"))["detail"].startswith("the job was put by a version")
+    [letter] = await queue.dead_letters(10)
+    assert letter.job_id == strange.id
+    assert "hologram" in letter.reason
 
 
 async def test_a_settling_sent_twice_counts_once(queue: QueueClient, hire: Hire) -> None:
@@ -453,6 +515,33 @@ async def test_a_full_lane_takes_no_more_and_the_others_do(url: str, settings: S
             await queue.put(a_job())
         assert await queue.put(a_job(), idempotency=("key", "print")) == (kept.id, False)
         await queue.put(a_job(Lane.VIDEO))
+
+
+async def test_jobs_cancelled_while_they_waited_take_no_room(url: str, settings: Settings, hire: Hire) -> None:
+    lane, worker = Lane.IMAGE_INTERACTIVE, hire()
+    async with QueueClient(url, settings.model_copy(update={"max_queued_jobs": 1})) as queue:
+        for _ in range(2):
+            unwanted = a_job()
+            await queue.put(unwanted)
+            await queue.cancel(unwanted.id)
+        await queue.remove(unwanted.id)
+        depth = (await queue.depths())[lane]
+        assert (depth.queued, depth.in_flight, depth.oldest_age_s) == (0, 0, 0)
+
+        wanted = a_job()
+        await queue.put(wanted)
+        with pytest.raises(QueueFull):
+            await queue.put(a_job())
+        assert (await queue.depths())[lane].queued == 1
+
+        worker.bury(taken(worker), problem(422, "bad_input", "Bad", "no picture"))
+        assert stream_length(url, lane) == 0
+        with Redis.from_url(url) as link:
+            assert link.exists(f"{keys.PREFIX}void:{lane}") == 0
+        unwanted = a_job()
+        await queue.put(unwanted)
+        await queue.cancel(unwanted.id)
+        assert (await queue.replay(wanted.id)).state is JobState.QUEUED
 
 
 async def test_wait_wakes_on_the_end_and_gives_up_in_time(queue: QueueClient, hire: Hire) -> None:
@@ -611,6 +700,20 @@ async def test_a_server_that_is_away_is_said_to_be(tmp_path: Path, settings: Set
     worker.close()
 
 
+async def test_a_server_that_may_not_write_is_as_good_as_away(queue: QueueClient, hire: Hire, url: str) -> None:
+    worker = hire()
+    card = WorkerCard(id="worker", pid=os.getpid(), host="here", started_at=1.0)
+    with Redis.from_url(url) as link:
+        link.config_set("min-replicas-to-write", 1)
+        try:
+            with pytest.raises(NotReady):
+                await queue.put(a_job())
+            with pytest.raises(NotReady):
+                worker.announce(card)
+        finally:
+            link.config_set("min-replicas-to-write", 0)
+
+
 async def test_results_expire_then_records_and_their_blobs_go(
     queue: QueueClient, hire: Hire, url: str, settings: Settings, tmp_path: Path
 ) -> None:
@@ -664,6 +767,40 @@ async def test_an_expired_job_is_remembered_for_a_while(
     janitor.close()
 
 
+async def test_a_job_without_a_result_keeps_its_state_until_it_is_forgotten(
+    queue: QueueClient, hire: Hire, url: str, settings: Settings, tmp_path: Path
+) -> None:
+    failed, cancelled, worker = a_job(), a_job(), hire(result_ttl_s=0.01)
+    await queue.put(failed)
+    worker.bury(taken(worker), problem(422, "bad_input", "Bad", "no picture"))
+    async with QueueClient(url, settings.model_copy(update={"result_ttl_s": 0.01})) as brief:
+        await brief.put(cancelled)
+        await brief.cancel(cancelled.id)
+    store = FileStore(tmp_path / "blobs")
+    janitor = Janitor(url, settings.model_copy(update={"record_ttl_s": 3600}), store)
+    with Redis.from_url(url) as link:
+
+        def dropped() -> bool:
+            janitor.sweep()
+            return not link.exists(keys.blob(NOISY))
+
+        await asyncio.to_thread(until, dropped)
+        janitor.sweep()
+        for job, state in ((failed, JobState.FAILED), (cancelled, JobState.CANCELLED)):
+            assert [record.job for record in (await queue.list(state, 10, None))[0]] == [job]
+            assert link.pttl(keys.job(job.id)) > 0
+        with pytest.raises(ResultGone, match="send it anew"):
+            await queue.replay(failed.id)
+        assert await queue.dead_letters(10) == []
+        assert not any(name.startswith("expired:") for name in await queue.counters())
+
+        past = {job.id: 0 for job in (failed, cancelled)}
+        link.zadd(f"{keys.PREFIX}expiring", past)  # the record's time is over as well
+    janitor.sweep()
+    assert await queue.list(None, 10, None) == ([], None)
+    janitor.close()
+
+
 async def test_a_killed_server_comes_back_with_all_it_had(binary: Path, settings: Settings, data_dir: Path) -> None:
     waiting, running = a_job(Lane.VIDEO), a_job()
     with EmbeddedServer(data_dir, binary=binary) as server:
@@ -684,7 +821,9 @@ async def test_a_killed_server_comes_back_with_all_it_had(binary: Path, settings
                 assert taken(worker).job == waiting
 
 
-async def test_work_done_outlasts_a_short_outage(binary: Path, settings: Settings, data_dir: Path) -> None:
+async def test_work_done_outlasts_a_short_outage(
+    binary: Path, settings: Settings, data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     job = a_job()
     with EmbeddedServer(data_dir, binary=binary) as server:
         async with QueueClient(server.url, settings) as queue:
@@ -696,7 +835,7 @@ async def test_work_done_outlasts_a_short_outage(binary: Path, settings: Setting
                 until(lambda: server.pid is None)
                 worker.report(lease, Progress(done=1))
                 settling = asyncio.create_task(asyncio.to_thread(worker.ack, lease, an_outcome()))
-                await asyncio.sleep(0)
+                await asyncio.to_thread(until, lambda: f"job {job.id}: not settled yet" in caplog.text)
                 server.start()
                 await settling
                 assert (await queue.get(job.id)).state is JobState.SUCCEEDED
@@ -724,6 +863,18 @@ def test_a_directory_written_by_a_newer_server_is_served_by_it(data_dir: Path) -
         link.set("kept", 1)
     with EmbeddedServer(data_dir) as server, Redis.from_url(server.url) as link:
         assert link.get("kept") == b"1"
+
+
+def test_a_server_program_that_does_not_run_is_passed_over(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("valkey-server", "redis-server"):
+        foreign = tmp_path / name
+        foreign.write_bytes(b"\x00 for another machine")
+        foreign.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with EmbeddedServer(data_dir) as server:
+        assert server.pid is not None
 
 
 SERVE = """

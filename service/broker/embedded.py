@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _SOCKET_PATH_MAX = 100  # bytes; the kernel's bound is 108 on Linux, 104 on macOS
 _OLDEST_MAJOR = 7  # Redis 7.0: XAUTOCLAIM drops deleted entries
+_VERSION_S = 10.0
 _ANSWER_S = 10.0  # a new server answers in 0.05 s (our measurement, 2 busy cores); after that something is wrong
 _LOAD_S = 300.0  # it may read a long append-only file first, and says so
 _STOP_S = 10.0
@@ -265,7 +266,13 @@ def bundled_binary() -> Path | None:
 
 
 def _major(binary: str) -> int:
-    shown = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False, timeout=10)
+    try:
+        shown = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, errors="replace", check=False, timeout=_VERSION_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as err:
+        log.warning("%s is passed over: %s", binary, err)
+        return 0
     found = re.search(r"\bv=(\d+)", shown.stdout)
     return int(found[1]) if found else 0
 

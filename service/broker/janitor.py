@@ -90,10 +90,7 @@ class Janitor:
 
     def _forget_workers(self) -> None:
         self._run("prune", "", _CONSUMER_IDLE_MS, *Lane)
-        with reachable():
-            for worker_id in self._link.execute_command("ZRANGE", keys.WORKERS, 0, -1):
-                if not self._link.execute_command("EXISTS", keys.worker(worker_id)):
-                    self._link.execute_command("ZREM", keys.WORKERS, worker_id)
+        self._run("forget_workers")
 
     def _is_our_turn(self, every_s: float) -> bool:
         with reachable():

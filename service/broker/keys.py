@@ -8,6 +8,8 @@ primary with its replicas; not a cluster that splits them).
 | `work:{lane}`  | stream | an entry for each job that waits or runs, `job` = | put, replay, requeue,         | until |
 |                |        | its id; the pending entries of group `workers`    | give_back add; claim, settle, | the   |
 |                |        | are the leases                                    | requeue, give_back drop       | end   |
+| `void:{lane}`  | set    | ids of entries in `work:{lane}` whose job was     | cancel adds; claim, give_back | empty |
+|                |        | cancelled while it waited, until it is skipped    | drop                          |       |
 | `job:{id}`     | hash   | the record; its fields are below                  | every script                  | R     |
 | `events:{id}`  | stream | `event` = `state` or `progress`, `data` = JSON;   | every script that moves       | R     |
 |                |        | the last 256 or a few more                        | a job; report                 |       |
@@ -21,17 +23,18 @@ primary with its replicas; not a cluster that splits them).
 |                |        | `attempts`                                        | expire, remove drop           |       |
 | `counters`     | hash   | `{name}:{lane}` = number; names in `COUNTERS`     | most scripts                  | ever  |
 | `worker:{id}`  | string | a worker's card, JSON                             | its heartbeat                 | L     |
-| `workers`      | zset   | ids of workers; score: last heartbeat             | heartbeat, retire, janitor    | ever  |
+| `workers`      | zset   | ids of workers; score: last heartbeat             | heartbeat; retire,            | ever  |
+|                |        |                                                   | forget_workers drop           |       |
 | `janitor`      | string | somebody sweeps, or has just swept                | janitor                       | 30 s  |
 
 R: until `record_ttl_s` after the result expired. L: one `lease_ttl_s`. Empty ones cost nothing.
 
-Fields of `job:{id}`: `job` (JSON as it was put), `lane`, `blobs` (names, a blank between), `state`, `attempts` (those
-that count), `fence` (raised at every claim, never lowered), `owner` (worker), `claim` (token of the claim that made it
-the owner), `entry` (id of its entry on the work stream), `queued_at`, `claimed_at`, `started_at`, `finished_at`,
-`expires_at` (seconds since 1970, the server's clock), `progress`, `outcome`, `error` (JSON), `last_error`, `settled`
-(fence and verb of the last settling, so that a repeated one is known), `progress_ms` (when progress was last
-published), `dead` (id of its dead letter).
+Fields of `job:{id}`: `job` (JSON as it was put), `lane`, `blobs` (names, a blank between; no field once its time to
+keep them is over), `state`, `attempts` (those that count), `fence` (raised at every claim, never lowered), `owner`
+(worker), `claim` (token of the claim that made it the owner), `entry` (id of its entry on the work stream),
+`queued_at`, `claimed_at`, `started_at`, `finished_at`, `expires_at` (seconds since 1970, the server's clock),
+`progress`, `outcome`, `error` (JSON), `last_error`, `settled` (fence and verb of the last settling, so that a repeated
+one is known), `progress_ms` (when progress was last published), `dead` (id of its dead letter).
 
 A running job is its owner's while `owner` and `fence` both fit; every script of a worker asks that first.
 """
@@ -62,7 +65,7 @@ COUNTERS = {
 
 
 def work(lane: Lane) -> str:
-    """The stream that scaling rules look at: its length is jobs waiting plus jobs running."""
+    """The stream that scaling rules look at: its length is jobs waiting, running, and cancelled but not yet skipped."""
     return f"{PREFIX}work:{lane}"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from pydantic import ValidationError
 from redis.exceptions import ResponseError
 
 from service.broker import keys
@@ -113,10 +114,7 @@ class LeaseClient:
         """Take no more work: hand back what was delivered and not claimed, and take the card away."""
         with self._state:
             self._card = None
-        for lane, entries in self._kept.items():
-            while entries:
-                self._run("give_back", self._worker_id, lane, entries[0].entry_id, entries[0].job_id)
-                entries.popleft()
+        self._give_back_kept()
         with reachable():
             self._link.execute_command("DEL", keys.worker(self._worker_id))
             self._link.execute_command("ZREM", keys.WORKERS, self._worker_id)
@@ -137,6 +135,8 @@ class LeaseClient:
                 self._sweep_if_due(lanes)
                 for lane in lanes:
                     if found := self._take(lane):
+                        with contextlib.suppress(NotReady):  # then they are handed back with the next
+                            self._give_back_kept()
                         return found
                 left = min(BLOCK_S, deadline - time.monotonic())
                 if left <= 0:
@@ -212,7 +212,7 @@ class LeaseClient:
             self._grouped |= missing
 
     def _sweep_if_due(self, lanes: Sequence[Lane]) -> None:
-        """Take over what silent workers held: one job a lane, so that the others get their share."""
+        """Take over what silent workers held: one job, so that the others get their share."""
         if time.monotonic() < self._sweep_at:
             return
         found = False
@@ -222,9 +222,17 @@ class LeaseClient:
             if entry and not self._holds(lane, entry[0]):
                 self._keep(lane, entry[0], entry[1])
                 found = True
+                break
         # Where one was found there may be more. Else with jitter, or all workers that started together sweep together.
         pause = 0.0 if found else self._settings.lease_ttl_s / 2 * random.uniform(0.75, 1.25)  # noqa: S311
         self._sweep_at = time.monotonic() + pause
+
+    def _give_back_kept(self) -> None:
+        """Another worker may be idle, and would not see them while this one is at its job."""
+        for lane, entries in self._kept.items():
+            while entries:
+                self._run("give_back", self._worker_id, lane, entries[0].entry_id, entries[0].job_id)
+                entries.popleft()
 
     def _take(self, lane: Lane) -> Lease | None:
         """Claim the lane's next job, clearing away entries that need no work."""
@@ -274,9 +282,15 @@ class LeaseClient:
         )
         if answer[0] != "claimed":
             return None
-        _, fence, attempt, waited, job = answer
+        _, fence, attempt, waited, text = answer
+        try:
+            job = Job.model_validate_json(text)
+        except ValidationError as err:
+            log.error("job %s: not to be read here, and buried: %s", delivery.job_id, err)
+            self._bury_unread(delivery, fence, err)
+            return None
         lease = Lease(
-            job=Job.model_validate_json(job),
+            job=job,
             attempt=attempt,
             fence=fence,
             lane=lane,
@@ -288,6 +302,24 @@ class LeaseClient:
         with self._state:
             self._held.add(lease)
         return lease
+
+    def _bury_unread(self, delivery: _Delivery, fence: int, error: ValidationError) -> None:
+        """The job failed before it was a job: put by another version, it would fail every worker of this one."""
+        unread = problem(
+            500, "failed", "Denoising failed", "the job was put by a version of the service that the worker cannot read"
+        )
+        self._run(
+            "settle",
+            self._worker_id,
+            delivery.job_id,
+            fence,
+            JobState.FAILED,
+            self._result_ttl_ms,
+            "",
+            "",
+            json.dumps(unread),
+            _words(error),
+        )
 
     def _finish(
         self,
@@ -320,6 +352,7 @@ class LeaseClient:
                     verdict = self._run(name, self._worker_id, lease.job.id, lease.fence, *arguments)
                     break
                 except NotReady:
+                    log.warning("job %s: not settled yet, the queue's server is away", lease.job.id)
                     if time.monotonic() - lease.renewed_at >= lease.ttl_s or self._closing.wait(_SETTLE_PAUSE_S):
                         raise
         finally:
@@ -360,7 +393,7 @@ class LeaseClient:
             for lease in held:
                 if time.monotonic() - lease.renewed_at >= lease.ttl_s:
                     log.warning("job %s: lease ran out, the queue's server is away", lease.job.id)
-                    lease.lost.set()
+                    self._drop(lease)  # renewed later on, a job that nobody works at any more would never end
             return
         for lease, verdict in zip(held, verdicts, strict=True):
             if verdict == "lost":

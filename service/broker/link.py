@@ -1,6 +1,7 @@
 """How is Redis reached, and what does it mean when it is not?"""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
@@ -9,8 +10,8 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as NoConnection
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as NoAnswer
 from redis.retry import Retry
 
@@ -22,6 +23,8 @@ BLOCK_S = 2.0
 _ANSWER_S = 5.0
 _RETRIES = 3
 _BACKOFF = ExponentialBackoff(cap=0.2, base=0.02)
+# No disk, or no replica, to write to: refusals that the client has no class for. Of a pipeline it puts words before.
+_REFUSAL = re.compile(r"(?:^|caused error: )(?:MISCONF|NOREPLICAS)\b")
 
 Argument = str | bytes | int | float
 
@@ -86,8 +89,12 @@ def reachable() -> Iterator[None]:
     """Turns every way in which the server can be away, or refuse to write, into NotReady."""
     try:
         yield
-    except (NoConnection, NoAnswer, OutOfMemoryError, ReadOnlyError, OSError) as err:
+    except (NoConnection, NoAnswer, OutOfMemoryError, ReadOnlyError, ClusterDownError, OSError) as err:
         raise NotReady(f"the queue's server does not answer ({type(err).__name__})") from err
+    except ResponseError as err:
+        if not _REFUSAL.search(str(err)):
+            raise
+        raise NotReady("the queue's server cannot write now") from err
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncIterator
@@ -13,9 +14,11 @@ from service.broker import keys
 from service.broker.card import WorkerCard
 from service.broker.link import BLOCK_S, Argument, AsyncLink, answering, open_async_link
 from service.broker.lua import script
-from service.errors import BadInput, IdempotencyConflict, JobNotFound, JobNotReady, QueueFull
+from service.errors import BadInput, IdempotencyConflict, JobNotFound, JobNotReady, QueueFull, ResultGone
 from service.job import JOB_ID_PATTERN, Job, JobState, Lane, Progress, Record
 from service.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 
@@ -28,7 +31,7 @@ _WAITERS_MAX = 4096  # each holds a connection while it waits; a server takes 10
 
 @dataclass(frozen=True, slots=True)
 class LaneDepth:
-    """How full a lane is. The sum of the first two is the length of its stream."""
+    """How full a lane is; jobs cancelled while they waited do not count."""
 
     queued: int
     in_flight: int  # delivered to a worker and not settled
@@ -157,13 +160,13 @@ class QueueClient:
         # All scores are 0 and ids sort by birth, so the order of the members is the order of birth.
         start = f"({cursor}" if cursor else "+"
         ids = await self._ask("ZREVRANGEBYLEX", keys.jobs(state), start, "-", "LIMIT", 0, limit + 1)
-        async with self._turns, answering():
+        async with answering(), self._turns:
             pipeline = self._connected().pipeline(transaction=False)
             for job_id in ids[:limit]:
                 pipeline.execute_command("HGETALL", keys.job(job_id))
             pages = await pipeline.execute()
         # A record may have expired a moment before the index, and a job may have moved on from `state`.
-        records = [record for fields in pages if (record := _record_of(fields))]
+        records = [record for fields in pages if (record := _legible(fields))]
         return records, ids[limit - 1] if len(ids) > limit else None
 
     async def cancel(self, job_id: str) -> Record:
@@ -201,6 +204,7 @@ class QueueClient:
         Raises:
             JobNotFound
             BadInput: the job did not fail.
+            ResultGone: it failed so long ago that its input is deleted.
             QueueFull
         """
         verdict, *answer = await self._run("replay", job_id, self._settings.max_queued_jobs)
@@ -208,6 +212,8 @@ class QueueClient:
             raise _unknown(job_id)
         if verdict == "refused":
             raise BadInput(f"job {job_id} is {answer[0]}; only failed jobs are replayed")
+        if verdict == "gone":
+            raise ResultGone(f"job {job_id} failed, and its input is deleted by now; send it anew")
         if verdict == "full":
             raise self._full(answer[0], (await self.get(job_id)).job.lane)
         return await self.get(job_id)
@@ -297,11 +303,11 @@ class QueueClient:
         return streams[0][1] if streams else []
 
     async def _ask(self, *command: Argument) -> Any:
-        async with self._turns, answering():
+        async with answering(), self._turns:
             return await self._connected().execute_command(*command)
 
     async def _run(self, name: str, *arguments: Argument) -> Any:
-        async with self._turns, answering():
+        async with answering(), self._turns:
             return await script(name).run_async(self._connected(), *arguments)
 
     def _connected(self, *, blocking: bool = False) -> AsyncLink:
@@ -333,6 +339,15 @@ def _record_of(fields: dict[str, str]) -> Record | None:
         outcome=json.loads(fields.get("outcome", "null")),
         error=json.loads(fields.get("error", "null")),
     )
+
+
+def _legible(fields: dict[str, str]) -> Record | None:
+    """One record that another version wrote must not hide the rest of the page."""
+    try:
+        return _record_of(fields)
+    except (KeyError, ValueError) as err:
+        log.warning("a job is left out of the list, its record cannot be read: %s", err)
+        return None
 
 
 def _number(text: str | None) -> float | None:

@@ -1,5 +1,5 @@
 -- Makes a lease of an entry that the worker has been given, or clears the entry away.
--- Keys: work:{lane}, job:{id}, jobs, jobs:{state}, events:{id}, expiring, dead, counters.
+-- Keys: work:{lane}, void:{lane}, job:{id}, jobs, jobs:{state}, events:{id}, expiring, dead, counters.
 -- ARGV: 2 worker, 3 lane, 4 entry, 5 id, 6 most attempts, 7 result's time to live (ms), 8 problem if there were too many,
 --       9 token of this claim: repeating it changes nothing.
 -- Returns {'claimed', fence, attempt, seconds waited, job as JSON} or {'skipped'}.

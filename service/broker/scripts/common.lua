@@ -1,5 +1,6 @@
 -- Helpers that every script begins with. ARGV[1] is the prefix of all keys; keys.py has the table of them.
--- Keys touched here: job:{id}, jobs, jobs:{state}, events:{id}, work:{lane}, blob:{name}, expiring, dead, counters.
+-- Keys touched here: job:{id}, jobs, jobs:{state}, events:{id}, work:{lane}, void:{lane}, blob:{name},
+-- expiring, dead, counters.
 local PREFIX = ARGV[1]
 local GROUP = 'workers'
 local EVENTS_KEPT = 256
@@ -60,10 +61,16 @@ local function add_entry(lane, id)
   return redis.call('XADD', key('work', lane), '*', 'job', id)
 end
 
--- Acknowledged and deleted together, so that the stream's length stays jobs waiting plus jobs running.
+-- Jobs waiting plus jobs running. The stream holds entries of cancelled jobs too, until a worker skips them.
+local function wanted_entries(lane)
+  return redis.call('XLEN', key('work', lane)) - redis.call('SCARD', key('void', lane))
+end
+
+-- Acknowledged and deleted together, so that the stream's length stays jobs waiting, running, and void.
 local function drop_entry(lane, entry)
   redis.call('XACK', key('work', lane), GROUP, entry)
   redis.call('XDEL', key('work', lane), entry)
+  redis.call('SREM', key('void', lane), entry)
 end
 
 local function is_pending_at(lane, entry, worker)

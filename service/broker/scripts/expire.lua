@@ -1,4 +1,5 @@
--- Ends the results, and later the records, of jobs whose time has come.
+-- Ends the results, and later the records, of jobs whose time has come. One that succeeded is expired from then on; the
+-- others had no result, and keep their state.
 -- Keys: expiring, job:{id}, jobs, jobs:{state}, events:{id}, blob:{name}, dead, counters.
 -- ARGV: 2 how long a record outlives its result (ms), 3 most jobs at once.
 -- Returns {jobs dealt with, blobs that no job uses any more...}.
@@ -7,12 +8,15 @@ local due = redis.call('ZRANGEBYSCORE', PREFIX .. 'expiring', '-inf', seconds(ms
 local answer = {#due}
 for _, id in ipairs(due) do
   local job = read_job(id)
-  if not job.state or job.state == 'expired' then
+  if not job.state or not job.blobs then
+    -- Here for the second time.
     forget(id, job)
   else
     drop_blobs(id, job, answer)
-    enter(id, job, 'expired')
-    count('expired', job.lane)
+    if job.state == 'succeeded' then
+      enter(id, job, 'expired')
+      count('expired', job.lane)
+    end
     -- Redis drops the record by itself; the score brings the next sweep back to drop the indexes too.
     redis.call('PEXPIRE', key('job', id), ARGV[2])
     redis.call('PEXPIRE', key('events', id), ARGV[2])

@@ -1,5 +1,5 @@
 -- Takes a job in. Repeating it changes nothing.
--- Keys: job:{id}, jobs, jobs:queued, events:{id}, work:{lane}, blob:{name}, idem:{hash}, counters.
+-- Keys: job:{id}, jobs, jobs:queued, events:{id}, work:{lane}, void:{lane}, blob:{name}, idem:{hash}, counters.
 -- ARGV: 2 id, 3 lane, 4 job as JSON, 5 most entries in a lane, 6 hash of the idempotency key or '', 7 its fingerprint,
 --       8 how long the key is remembered (s), 9... blobs.
 -- Returns {'stored', id}, {'conflict', id} or {'full', length}.
@@ -13,7 +13,7 @@ if idem ~= '' then
     return {known[2] == ARGV[7] and 'stored' or 'conflict', known[1]}
   end
 end
-local length = redis.call('XLEN', key('work', lane))
+local length = wanted_entries(lane)
 if length >= tonumber(ARGV[5]) then
   return {'full', tostring(length)}
 end

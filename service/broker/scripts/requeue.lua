@@ -1,5 +1,5 @@
 -- Ends a lease and puts its job back in the lane; one that nobody wants any more is cancelled instead. Repeatable.
--- Keys: job:{id}, jobs, jobs:{state}, events:{id}, work:{lane}, expiring, counters.
+-- Keys: job:{id}, jobs, jobs:{state}, events:{id}, work:{lane}, void:{lane}, expiring, counters.
 -- ARGV: 2 worker, 3 id, 4 fence, 5 'retried' or 'released' (the attempt does not count), 6 result's time to live (ms),
 --       7 what went wrong or ''.
 -- Returns 'settled' or 'lost'.

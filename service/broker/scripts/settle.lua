@@ -1,5 +1,5 @@
 -- Ends a lease and its job with it. Repeating it changes nothing.
--- Keys: job:{id}, jobs, jobs:{state}, events:{id}, work:{lane}, blob:{name}, expiring, dead, counters.
+-- Keys: job:{id}, jobs, jobs:{state}, events:{id}, work:{lane}, void:{lane}, blob:{name}, expiring, dead, counters.
 -- ARGV: 2 worker, 3 id, 4 fence, 5 state, 6 result's time to live (ms), 7 outcome as JSON or '', 8 result's blob or '',
 --       9 problem as JSON or '', 10 reason for the dead letters.
 -- Returns 'settled' or 'lost'.
