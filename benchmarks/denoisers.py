@@ -50,6 +50,9 @@ def main() -> None:
     if find_spec("bm3d") is not None:
         methods["BM3D, told sigma"] = _bm3d(arguments.sigma)
 
+    else:
+        print("BM3D: not run; it needs: pip install bm3d (its licence forbids commercial use)")
+
     times: dict[str, list[float]] = {name: [] for name in methods}
     after: dict[str, float] = {}
     for round_ in range(arguments.rounds):

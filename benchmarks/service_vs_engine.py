@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
-from support import median, percentile, running_service
+from support import median, percentile
 
-from service.demo import png_bytes, read_photo, with_noise
+from service.demo import png_bytes, read_photo, running_service, with_noise
 from service.pipeline.denoiser import to_planes
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
@@ -37,7 +37,7 @@ def main() -> None:
     bare: list[float] = []
     served: dict[int, list[float]] = {1: [], 4: [], 16: []}
     waits: dict[int, list[float]] = {1: [], 4: [], 16: []}
-    with running_service() as base_url, httpx.Client(base_url=base_url, timeout=300) as client:
+    with running_service() as base_url, httpx.Client(base_url=base_url, timeout=300, trust_env=False) as client:
 
         def post(upload: bytes) -> float:
             started = time.perf_counter()

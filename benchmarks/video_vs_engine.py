@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import httpx
-from support import median, running_service
+from support import median
 
-from service.demo import moving_clip, read_photo, with_noise, write_clip
+from service.demo import moving_clip, read_photo, running_service, with_noise, write_clip
 from service.media.video import VideoReader
 from service.pipeline.denoiser import to_planes
 from service.pipeline.shelf import Shelf
@@ -42,7 +42,7 @@ def main() -> None:
 
     alone: list[float] = []
     served: list[float] = []
-    with running_service() as base_url, httpx.Client(base_url=base_url, timeout=600) as client:
+    with running_service() as base_url, httpx.Client(base_url=base_url, timeout=600, trust_env=False) as client:
         _run_job(client, clip, arguments.model)
         for _ in range(arguments.rounds):
             started = time.perf_counter()

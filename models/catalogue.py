@@ -142,7 +142,8 @@ def find(name: str, kind: Kind | None = None) -> DenoiserSpec:
     if name == "auto" and kind is not None:
         return CATALOGUE[AUTO[kind]]
     if name not in CATALOGUE:
-        raise UnknownDenoiser(f"model is {name!r}; known are auto, {', '.join(CATALOGUE)}")
+        known = [*(["auto"] if kind else []), *CATALOGUE]  # without a kind, `auto` stands for nothing
+        raise UnknownDenoiser(f"model is {name!r}; known are {', '.join(known)}")
     spec = CATALOGUE[name]
     if kind == "image" and spec.kind == "video":
         images = [other.name for other in CATALOGUE.values() if other.kind == "image"]

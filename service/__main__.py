@@ -53,7 +53,6 @@ def serve(
     host: Host = None, port: Port = None, data_dir: DataDir = None, workers: Workers = None, redis_url: RedisUrl = None
 ) -> None:
     """Run API, workers and embedded queue on this machine."""
-    from service.demo import png_bytes, read_photo, with_noise
     from service.serve import serve as run
 
     settings = _settings(host=host, port=port, data_dir=data_dir, workers=workers, redis_url=redis_url)
@@ -61,10 +60,9 @@ def serve(
 
     def on_ready(base_url: str) -> None:
         out.print(f"Quietframe is ready: [bold]{base_url}[/] (API page {base_url}/docs, Ctrl-C stops)", soft_wrap=True)
-        sample = settings.data_dir / "noisy.png"
-        sample.write_bytes(png_bytes(with_noise(read_photo(), seed=1)))
+        sample = Path(__file__).parent / "samples" / "noisy.jpg"
         # Printed plain and whole: it is to be copied.
-        print(f"  curl -sS -F file=@{shlex.quote(str(sample))} {base_url}/denoise/image -o denoised.png", flush=True)
+        print(f"  curl -sS -F file=@{shlex.quote(str(sample))} {base_url}/denoise/image -o denoised.jpg", flush=True)
 
     run(settings, on_ready=on_ready, stop=Event())
 
@@ -132,9 +130,9 @@ def denoise(
         ):
             done.append(one)
             if not as_json:
-                out.print(one.line(), highlight=False, soft_wrap=True)
+                out.print(one.line(), highlight=False, markup=False, soft_wrap=True)
     if as_json:
-        print(json.dumps([one.as_dict() for one in done], indent=2))
+        print(json.dumps([one.as_dict() for one in done], indent=2, allow_nan=False))
     if any(one.error for one in done):
         raise typer.Exit(1)
 
@@ -212,7 +210,7 @@ def train(
         threads=threads,
         on_report=tell,
     )
-    out.print(f"wrote {out_file}")
+    out.print(f"wrote {out_file}", markup=False, soft_wrap=True)
 
 
 @app.command(name="eval")
@@ -232,12 +230,15 @@ def evaluate(
     from service.evaluation import evaluate as run
     from service.evaluation import table_of, write_into_cards
 
-    levels = [float(level) for level in sigma.split(",")]
+    try:
+        levels = [float(level) for level in sigma.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"sigma is {sigma!r}; write levels as 15,25,50") from None
     rows = []
     for row in run(names, data, levels, _settings(backend=backend), every=every, most_frames=frames):
         rows.append(row)
         if not as_json:
-            err.print(row.line(), highlight=False)
+            err.print(row.line(), highlight=False, markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
     else:
@@ -402,8 +403,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error that we foresaw is one line on stderr and status 1."""
     try:
         app(args=list(arguments) if arguments is not None else None)
-    except QuietframeError as problem:
-        err.print(f"[red]quietframe:[/] {problem}", highlight=False, soft_wrap=True)
+    except (QuietframeError, OSError) as problem:
+        err.print(f"quietframe: {problem}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import av
 import cv2
@@ -37,8 +38,8 @@ Image = NDArray[np.uint8]  # [H, W, 3] RGB
 out = Console()
 
 
-def main() -> int:
-    """Run the demo; returns the exit status."""
+def main() -> None:
+    """Run the demo."""
     OUTPUT.mkdir(exist_ok=True)
     photo = read_photo()
     noisy_photo = with_noise(photo, SEED)
@@ -49,23 +50,36 @@ def main() -> int:
     clean_png, clean_mp4 = png_bytes(photo), io.BytesIO()
     write_clip(clean_mp4, clip)
 
-    with tempfile.TemporaryDirectory(prefix="quietframe-demo-") as data_dir:
-        started = time.monotonic()
-        service = _start_service(Path(data_dir))
-        try:
-            base_url = _wait_until_ready(service)
-            out.print(f"Service ready at {base_url} after {time.monotonic() - started:.1f} s")
-            with httpx.Client(base_url=base_url, timeout=300) as client:
-                restored = _denoise_photo(client, clean_png, ssim(noisy_photo, photo))
-                before = float(np.mean([ssim(noisy, clean) for noisy, clean in zip(noisy_clip, clip, strict=True)]))
-                _denoise_clip(client, clean_mp4.getvalue(), before)
-        finally:
-            service.send_signal(signal.SIGTERM)
-            status = service.wait(60)
+    started = time.monotonic()
+    with running_service() as base_url:
+        out.print(f"Service ready at {base_url} after {time.monotonic() - started:.1f} s")
+        with httpx.Client(base_url=base_url, timeout=300, trust_env=False) as client:
+            restored = _denoise_photo(client, clean_png, ssim(noisy_photo, photo))
+            before = float(np.mean([ssim(noisy, clean) for noisy, clean in zip(noisy_clip, clip, strict=True)]))
+            _denoise_clip(client, clean_mp4.getvalue(), before)
+    out.print("Service stopped cleanly")
     write_png(OUTPUT / "before-after.png", side_by_side(noisy_photo, restored))
     out.print(f"Saved in {OUTPUT}: " + ", ".join(sorted(path.name for path in OUTPUT.iterdir())))
-    out.print("Service stopped cleanly" if status == 0 else f"[red]The service ended with status {status}[/]")
-    return status
+
+
+@contextmanager
+def running_service() -> Iterator[str]:
+    """Run `quietframe serve` over a fresh data directory, on a free port; gives its base URL.
+
+    Raises:
+        RuntimeError: it did not start, or did not end with status 0.
+    """
+    with tempfile.TemporaryDirectory(prefix="quietframe-") as data_dir:
+        command = [sys.executable, "-m", "service", "serve", "--port", "0", "--data-dir", data_dir]
+        environment = os.environ | {"QUIETFRAME_LOG_LEVEL": "warning"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as service:
+            try:
+                yield _base_url(service)
+            finally:
+                service.send_signal(signal.SIGTERM)
+                status = service.wait(60)
+        if status:
+            raise RuntimeError(f"the service ended with status {status}")
 
 
 def read_photo() -> Image:
@@ -139,18 +153,12 @@ def _tone(seconds: float) -> list[av.AudioFrame]:
     return frames
 
 
-def _start_service(data_dir: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--data-dir", str(data_dir)]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "QUIETFRAME_LOG_LEVEL": "warning", "COLUMNS": "200"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def _wait_until_ready(service: subprocess.Popen[str]) -> str:
-    """The base URL, from the last word of the curl line that `serve` prints when it is ready."""
+def _base_url(service: subprocess.Popen[str]) -> str:
+    """From the curl line that `serve` prints when it is ready."""
     for line in service.stdout or ():
         for word in line.split():
             if word.startswith("http://") and word.endswith("/denoise/image"):
-                return "http://" + urlsplit(word).netloc
+                return word.removesuffix("/denoise/image")
     raise RuntimeError(f"the service ended with status {service.wait()} while starting")
 
 
@@ -202,4 +210,4 @@ def _print_quality(before_db: float, after_db: float, ssim_before: float, ssim_a
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -21,12 +22,14 @@ from models.catalogue import CATALOGUE, find
 from models.noise import add_gaussian
 from models.quality import psnr_db, ssim
 from service.errors import BadInput
+from service.media.video import VideoReader
 from service.pipeline.denoiser import Denoiser, to_planes
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
 from trtbuild.engine import Array
 from trtbuild.open import backends
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi"})
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 REAL_NOISY, REAL_CLEAN = "_real", "_mean"  # how pairs of one noisy shot and the mean of many are named
 LEAST_SEQUENCE = 5
@@ -80,7 +83,7 @@ def evaluate(
 
     Args:
         names: of the catalogue.
-        folders: each a test set: clean pictures, `*_real` and `*_mean` pairs, or folders of numbered frames.
+        folders: each a test set: clean pictures, `*_real` and `*_mean` pairs, folders of numbered frames, or videos.
         levels: noise levels on the 8-bit scale; real pairs have their own.
         settings: say the backend.
         every: take every n-th picture only.
@@ -93,7 +96,7 @@ def evaluate(
     shelf = Shelf(settings)
     specs = [find(name) for name in names]
     for folder in folders:
-        examples = list(_examples(folder, every, most_frames))
+        examples = list(_examples(folder, every, most_frames, settings))
         real = examples[0].noisy is not None
         for spec in specs:
             denoiser = shelf.denoiser(spec.name)
@@ -202,20 +205,27 @@ def _pixels(one: Array, other: Array) -> tuple[Array, Array]:
     return one.transpose(1, 2, 0), other.transpose(1, 2, 0)
 
 
-def _examples(folder: Path, every: int, most_frames: int) -> Iterator[_Example]:
+def _examples(folder: Path, every: int, most_frames: int, settings: Settings) -> Iterator[_Example]:
+    videos = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in VIDEO_SUFFIXES]
     pictures = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in SUFFIXES]
     noisy = [path for path in pictures if path.stem.endswith(REAL_NOISY)]
     if noisy:
         for path in noisy[::every]:
             clean = path.with_name(path.stem.removesuffix(REAL_NOISY) + REAL_CLEAN + path.suffix)
             yield _Example([_read(clean)], [_read(path)])
+    elif videos:
+        for path in videos[::every]:
+            with VideoReader(path, settings) as reader:
+                yield _Example([to_planes(frame.pixels) for frame in islice(reader, most_frames)])
     elif pictures:
         for path in pictures[::every]:
             yield _Example([_read(path)])
     else:
         sequences = [home for home in sorted(folder.glob("*")) if home.is_dir() and _is_sequence(home)]
         if not sequences:
-            raise BadInput(f"{folder} holds no pictures, no {REAL_NOISY}/{REAL_CLEAN} pairs and no folders of frames")
+            raise BadInput(
+                f"{folder} holds no pictures, no {REAL_NOISY}/{REAL_CLEAN} pairs, no folders of frames and no videos"
+            )
         for home in sequences[::every]:
             frames = [path for path in sorted(home.glob("*")) if path.suffix.lower() in SUFFIXES]
             yield _Example([_read(path) for path in frames[:most_frames]])

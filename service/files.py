@@ -1,5 +1,6 @@
 """Denoises files and folders on this machine, without a server, through the pipeline that the worker uses."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +68,9 @@ class FileDone:
         return ", ".join(parts)
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self) | {"metrics": self.metrics.model_dump() if self.metrics else None}
+        # Through JSON, which has no word for the infinite PSNR of equal pictures: it becomes null.
+        metrics = json.loads(self.metrics.model_dump_json()) if self.metrics else None
+        return asdict(self) | {"metrics": metrics}
 
 
 def denoise_files(
@@ -99,16 +102,21 @@ def denoise_files(
     shelf = Shelf(settings)
     if not source.exists():
         raise BadInput(f"{source} does not exist")
+    if reference is not None and not reference.exists():
+        raise BadInput(f"reference {reference} does not exist")
     if not source.is_dir():
         if target.is_dir():
             target = target / source.name
+        if target.resolve() == source.resolve():
+            raise BadInput(f"{target} is the input itself; the result would replace it")
         yield _one(source, target, reference, options, model, shelf, settings, bar)
         return
     if reference is not None and not reference.is_dir():
         raise BadInput(f"the input is a folder, so the reference must be one; {reference} is none")
     if target.resolve() == source.resolve():
         raise BadInput(f"{target} is the input itself; results would replace their originals")
-    inside = sorted(path for path in source.rglob("*") if path.is_file() and target not in path.parents)
+    results = target.resolve()
+    inside = sorted(path for path in source.rglob("*") if path.is_file() and results not in path.resolve().parents)
     for path in inside:
         relative = path.relative_to(source)
         clean = reference / relative if reference else None
@@ -123,7 +131,7 @@ def denoise_files(
                 settings,
                 bar,
             )
-        except QuietframeError as problem:
+        except (QuietframeError, OSError) as problem:
             yield FileDone(str(path), None, error=str(problem))
 
 
@@ -146,7 +154,12 @@ def _one(
     low, high = (level * 255 for level in spec.trained_sigma)
     if options.sigma is not None and not low <= options.sigma <= high:
         raise BadInput(f"sigma is {options.sigma:g}; {spec.name} was trained on {low:g} to {high:g}")
-    form = "same" if target.suffix.lower() == source.suffix.lower() else FORMATS.get(target.suffix.lower(), "same")
+    suffix = target.suffix.lower()
+    if suffix != source.suffix.lower() and suffix not in FORMATS:
+        raise BadInput(
+            f"the result's suffix is {target.suffix!r}; written are {', '.join(FORMATS)}, or the input's own"
+        )
+    form = "same" if suffix == source.suffix.lower() else FORMATS[suffix]
     options = options.model_copy(update={"format": form})
     validate_output(
         "image" if kind == "image" else "video", form, options.codec, options.crf, options.quality, content_type
@@ -158,9 +171,7 @@ def _one(
         on_progress = _moving(bar)
         if kind == "image":
             image = denoise_image(denoiser, source, options, settings, reference=reference, on_progress=on_progress)
-            unfinished = target.with_name(target.name + ".part")
-            unfinished.write_bytes(image.data)
-            unfinished.replace(target)
+            _write(target, image.data)
             metrics, lost = image.metrics, image.lost
         else:
             video = denoise_video(
@@ -171,6 +182,16 @@ def _one(
         bar.finish()
     backend = f"{denoiser.backend} {denoiser.precision}"
     return FileDone(str(source), str(target), spec.name, backend, metrics, tuple(lost))
+
+
+def _write(target: Path, data: bytes) -> None:
+    """All of it, or nothing."""
+    unfinished = target.with_name(target.name + ".part")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _moving(bar: Bar) -> OnProgress:

@@ -33,7 +33,7 @@ _DOOR = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a caller sent. The files are read from where they stand, rewound, and stay the caller's to close."""
+    """What a caller sent. The files are on disk, read from where they stand, and stay the caller's to close."""
 
     kind: Kind
     content: BinaryIO
@@ -100,7 +100,7 @@ class Intake:
         return await self._queue.put(job, idempotency=idempotency)
 
     async def _take_in(self, kind: Kind, content: BinaryIO) -> tuple[Blob, InputFacts]:
-        """Look at the header, then store the bytes; what no decoder here knows is never stored."""
+        """Look at the header, and at a video's first frame, then store the bytes; what is refused is never stored."""
         head = await asyncio.to_thread(_head_of, content)
         if not head:
             raise BadInput("file is empty: it has 0 bytes")
@@ -112,11 +112,10 @@ class Intake:
             raise UnknownFormat(f"file is {content_type}, and here {_DOOR[kind][0]} are taken. {_DOOR[found][1]}")
         if kind == "image":
             facts = await asyncio.to_thread(sniff.probe_image, content, self._settings)
-            return await self._store_away(content), facts
-        blob = await self._store_away(content)
-        async with self._probes:
-            with self._store.fetch(blob.name) as path:
-                return blob, await probe.probe_video(path, self._settings)
+        else:
+            async with self._probes:
+                facts = await probe.probe_video(content, self._settings)
+        return await self._store_away(content), facts
 
     async def _store_away(self, content: BinaryIO) -> Blob:
         try:

@@ -15,11 +15,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Event
 
 from models.errors import QuietframeError
 from service.broker.embedded import EmbeddedServer
+from service.errors import NotReady
 from service.processes import dies_with_parent
 from service.settings import Settings
 
@@ -29,6 +30,8 @@ READY_WITHIN_S = 120.0
 YOUNG_S = 10.0  # a child that dies younger than this has something wrong with it
 LONGEST_PAUSE_S = 30.0
 LOOK_EVERY_S = 0.2
+QUEUE_PAUSE_S = 2.0
+KILL_AFTER_S = 10.0  # beyond the time to drain
 LISTEN_FD = "QUIETFRAME_LISTEN_FD"  # how the API process is told of the inherited socket
 
 
@@ -46,11 +49,11 @@ class _Child:
     inherited: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
+    died_at: float | None = None
     pause_s: float = 0.0
-    deaths: list[int] = field(default_factory=list)
 
     def start(self) -> None:
-        self.started_at = time.monotonic()
+        self.started_at, self.died_at = time.monotonic(), None
         self.process = subprocess.Popen(
             self.command,
             env=self.environment,
@@ -65,23 +68,26 @@ class _Child:
         if self.process is None or self.process.poll() is None:
             return
         now = time.monotonic()
-        if len(self.deaths) == 0 or self.deaths[-1] != self.process.pid:
-            self.deaths.append(self.process.pid)
+        if self.died_at is None:
+            self.died_at = now
             young = now - self.started_at < YOUNG_S
             self.pause_s = min(LONGEST_PAUSE_S, max(0.5, self.pause_s * 2)) if young else 0.0
-            self.started_at = now
             log.warning("%s died (%s); starting it again in %.1f s", self.name, self.process.returncode, self.pause_s)
-        if now - self.started_at >= self.pause_s:
+        if now - self.died_at >= self.pause_s:
             self.start()
 
-    def stop(self, within_s: float) -> None:
-        if self.process is None or self.process.poll() is not None:
+    def ask_to_stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+
+    def wait(self, deadline: float) -> None:
+        """Wait for its end; kill it at the deadline."""
+        if self.process is None:
             return
-        self.process.terminate()
         try:
-            self.process.wait(within_s)
+            self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            log.warning("%s did not stop within %.0f s; killing it", self.name, within_s)
+            log.warning("%s did not stop in time; killing it", self.name)
             self.process.kill()
             self.process.wait()
 
@@ -103,7 +109,10 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: Event) -
         listener = cleanup.enter_context(_listen(settings))
         host, port = listener.getsockname()[:2]
         base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise CannotStart(f"data directory {settings.data_dir} cannot be made: {err.strerror}") from err
         url, queue = settings.redis_url, None
         if url is None:
             queue = EmbeddedServer(settings.data_dir)
@@ -115,20 +124,35 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: Event) -
         descriptor = listener.fileno()
         api = _Child("api", [*command, "api"], environment | {LISTEN_FD: str(descriptor)}, inherited=(descriptor,))
         workers = [_Child(f"worker {number}", [*command, "worker"], environment) for number in range(settings.workers)]
-        # Unwound from the last: first no new request comes in, then the work in hand is finished, then the queue stops.
+        # The queue is stopped after this, whatever happens.
+        cleanup.callback(_stop_all, api, workers, listener, settings.drain_s)
         for child in (*workers, api):
             child.start()
-            cleanup.callback(child.stop, settings.drain_s + 10)
         _wait_until_ready(base_url, [api, *workers], stop)
         if not stop.is_set():
             on_ready(base_url)
         while not stop.wait(LOOK_EVERY_S):
             if queue and queue.pid is None:
                 log.warning("the queue's server died; starting it again")
-                queue.start()
+                try:
+                    queue.start()
+                except NotReady as err:
+                    log.error("it does not come up: %s", err)
+                    stop.wait(QUEUE_PAUSE_S)
             for child in (api, *workers):
                 child.keep()
         log.info("stopping")
+
+
+def _stop_all(api: _Child, workers: Sequence[_Child], listener: socket.socket, drain_s: float) -> None:
+    """First no new request comes in, then all workers finish or hand back what they have, all within one time."""
+    deadline = time.monotonic() + drain_s + KILL_AFTER_S
+    listener.close()  # a client that comes now is refused at once, and does not wait for nobody
+    api.ask_to_stop()
+    for worker in workers:  # at once: one that went on would take what the first hands back
+        worker.ask_to_stop()
+    for child in (api, *workers):
+        child.wait(deadline)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -159,9 +183,10 @@ def _environment(settings: Settings, redis_url: str) -> dict[str, str]:
 def _wait_until_ready(base_url: str, children: Sequence[_Child], stop: Event) -> None:
     deadline = time.monotonic() + READY_WITHIN_S
     why = "no answer"
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows nothing of our own socket
     while not stop.wait(0.05):
         try:
-            with urllib.request.urlopen(f"{base_url}/readyz", timeout=5):  # noqa: S310 - our own socket
+            with direct.open(f"{base_url}/readyz", timeout=5):
                 return
         except urllib.error.HTTPError as err:
             why = err.read().decode(errors="replace")

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import random
+import shutil
 import socket
 import tempfile
 import time
@@ -41,6 +42,7 @@ SLOTS: tuple[tuple[Lane, ...], ...] = (
 WAIT_S = 2.0  # a blocking read lasts no longer, so that a stop is seen
 REPORT_EVERY_S = 0.1
 RECONNECT_S = 1.0
+_OWN_SPOOL = f"video-{socket.gethostname()}."  # then the process, so that a killed worker's files are known as such
 URGENCY = {Lane.IMAGE_INTERACTIVE: Urgency.INTERACTIVE, Lane.IMAGE_BATCH: Urgency.BATCH, Lane.VIDEO: Urgency.VIDEO}
 
 
@@ -67,6 +69,9 @@ class Worker:
         self._settings, self._url = settings, broker_url
         self._id = f"{socket.gethostname()}-{os.getpid()}-{random.randrange(16**4):04x}"  # noqa: S311 - a name
         self._blobs: BlobStore = FileStore(settings.data_dir / "blobs")
+        self._spool = settings.data_dir / "spool"
+        self._spool.mkdir(parents=True, exist_ok=True)
+        _clear_after_the_dead(self._spool)
         self._shelf = Shelf(settings)
         self._failed = False
 
@@ -145,8 +150,6 @@ class Worker:
                 client.ack(lease, outcome)
         except LeaseLost:
             log.warning("job %s: attempt %d was given to another worker", job.id, lease.attempt)
-        except JobCancelled:  # in the moment of the acknowledgement
-            client.cancelled(lease)
         except NotReady as err:
             # The lease runs out and the job is done again: at least once is what is promised.
             log.warning("job %s: its end could not be told, the broker is away: %s", job.id, err)
@@ -170,9 +173,7 @@ class Worker:
                 )
                 blob = self._blobs.put(io.BytesIO(made.data))
             else:
-                spool = self._settings.data_dir / "spool"
-                spool.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(prefix="video-", dir=spool) as folder:
+                with tempfile.TemporaryDirectory(prefix=f"{_OWN_SPOOL}{os.getpid()}-", dir=self._spool) as folder:
                     target = Path(folder) / "result"
                     made = denoise_video(
                         denoiser,
@@ -184,6 +185,8 @@ class Worker:
                         on_progress=on_progress,
                     )
                     blob = self._blobs.put_file(target)
+                # A header may not have told the length; now it is known.
+                on_progress(Progress(done=made.frames, total=made.frames, unit="frames", eta_seconds=0.0))
         seconds = made.metrics.seconds.model_copy(update={"queue": lease.waited_s})
         return Outcome(
             result=Result(
@@ -200,6 +203,19 @@ class Worker:
         )
 
 
+def _clear_after_the_dead(spool: Path) -> None:
+    """Delete the unfinished videos of workers of this host that were killed."""
+    for folder in spool.glob(f"{_OWN_SPOOL}*"):
+        owner = folder.name.removeprefix(_OWN_SPOOL).partition("-")[0]
+        if (
+            owner.isdigit()
+            and int(owner) != os.getpid()
+            and not Path(f"/proc/{owner}").exists()
+            and Path("/proc").exists()
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _watched(client: LeaseClient, lease: Lease, stop: Stop) -> OnProgress:
     """Tells the broker of progress, and ends the work when the lease, the owner's wish or the worker ends."""
     told = 0.0
@@ -212,11 +228,9 @@ def _watched(client: LeaseClient, lease: Lease, stop: Stop) -> OnProgress:
             raise JobCancelled(f"job {lease.job.id}")
         now = time.monotonic()
         unfinished = progress.done != progress.total
-        if stop.asked.is_set() and unfinished:
-            left = progress.eta_seconds
-            if left is None or now + left > stop.deadline:  # it would not be done in time: the sooner the better
-                raise _HandBack
-        if now - told >= REPORT_EVERY_S:
+        if stop.asked.is_set() and unfinished and now + (progress.eta_seconds or 0) > stop.deadline:
+            raise _HandBack  # it would not be done in time: the sooner another has it the better
+        if now - told >= REPORT_EVERY_S or not unfinished:
             told = now
             client.report(lease, progress)
 

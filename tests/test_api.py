@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,9 +21,10 @@ from redis import Redis
 
 from service.api.headers import Preference, Unsatisfiable, attachment, matches, preference_of, range_of, wants_json
 from service.broker import keys
+from service.broker.queue import QueueClient
 from service.errors import problem
 from service.intake import safe_stem
-from service.job import JobDocument, ProblemDocument
+from service.job import JobDocument, ProblemDocument, Record
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +181,25 @@ def test_an_image_that_takes_too_long_is_cancelled_and_said_so(settings: Setting
         assert [job["state"] for job in api.get("/jobs").json()["jobs"]] == ["cancelled"]
 
 
+def test_an_image_that_failed_just_before_it_was_given_up_answers_with_its_problem(
+    settings: Settings, nothing_yet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = problem(422, "bad_input", "The input cannot be denoised", "the PNG ends after 3 of 24 rows")
+    cancel = QueueClient.cancel
+    with PlayedWorker(settings, problem=stored) as worker:
+
+        async def cancel_too_late(self: QueueClient, job_id: str) -> Record:
+            worker.go.set()
+            await self.wait(job_id, PATIENCE_S)
+            return await cancel(self, job_id)
+
+        monkeypatch.setattr(QueueClient, "cancel", cancel_too_late)
+        worker.go.clear()
+        with served(settings.model_copy(update={"sync_timeout_s": 0.1})) as (api, _):
+            answer = api.post("/denoise/image", files=image())
+    assert assert_problem(answer, 422, "bad_input")["detail"] == stored["detail"]
+
+
 def test_a_failed_image_answers_with_the_problem_its_worker_stored(settings: Settings, api: httpx.Client) -> None:
     stored = problem(422, "bad_input", "The input cannot be denoised", "the PNG ends after 3 of 24 rows")
     with PlayedWorker(settings, problem=stored):
@@ -239,6 +260,13 @@ def test_a_video_is_handed_in_with_what_its_header_says(api: httpx.Client) -> No
     assert (document.input.width, document.input.height, document.input.frames) == (32, 24, 3)
     assert (document.input.frame_rate, document.input.has_audio) == ("25/1", False)
     assert int(answer.headers["retry-after"]) > 1
+
+
+def test_a_video_is_stored_whole_after_its_first_frame_was_looked_at(settings: Settings, api: httpx.Client) -> None:
+    content = short_video() + struct.pack(">I4s", 40_000, b"free") + bytes(39_992)  # more than a file object buffers
+    assert api.post("/jobs/video", files={"file": ("clip.mp4", content)}).status_code == 202
+    (blob,) = (settings.data_dir / "blobs").glob("??/*")
+    assert blob.read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -365,7 +393,14 @@ def test_after_a_lost_connection_events_go_on_where_they_stopped(api: httpx.Clie
     job_id = submit(api)["id"]
     events = followed(api, job_id)
     assert followed(api, job_id, **{"Last-Event-ID": events[0]["id"]}) == events[1:]
-    assert followed(api, job_id, **{"Last-Event-ID": events[-1]["id"]}) == []
+
+
+def test_who_has_seen_the_last_event_is_told_not_to_come_back(api: httpx.Client, worker: PlayedWorker) -> None:
+    """A browser's EventSource takes the closed stream for a lost connection, and only 204 keeps it from returning."""
+    job_id = submit(api)["id"]
+    last = followed(api, job_id)[-1]["id"]
+    answer = api.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": last})
+    assert (answer.status_code, answer.content) == (204, b"")
 
 
 def test_a_stopping_server_ends_its_event_streams(settings: Settings) -> None:
@@ -491,16 +526,41 @@ def test_a_field_that_makes_no_sense_is_named(api: httpx.Client, fields: dict[st
 
 
 def test_a_field_left_empty_in_a_browser_is_as_if_it_were_not_there(api: httpx.Client) -> None:
-    parts = [
+    form = form_of(
         (b'name="file"; filename="noisy.png"', NOISY),
         (b'name="reference"; filename=""', b""),
         (b'name="sigma"', b""),
         (b'name="quality"', b""),
-    ]
-    body = b"".join(b"--x\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % part for part in parts) + b"--x--\r\n"
-    answer = api.post("/jobs/image", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    )
+    answer = api.post("/jobs/image", **form)
     assert answer.status_code == 202, answer.text
     assert answer.json()["options"]["sigma"] is None
+
+
+def form_of(*parts: tuple[bytes, bytes]) -> dict[str, Any]:
+    """A request written by hand: the parameters of each part's disposition, and its content."""
+    body = b"".join(b"--x\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % part for part in parts)
+    return {"content": body + b"--x--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        (b"name=\"file\"; filename*=UTF-8''na%C3%AFve%20sky.png", "na-ve-sky"),
+        (b"name=\"file\"; filename*=iso-8859-1'en'na%EFve.png", "na-ve"),
+        (b"name=file; FileName*=UTF-8''plain.png; x=y", "plain"),
+        (b'name="file"; filename="this.png"; filename*=UTF-8\'\'other.png', "this"),
+        (b'name="file"; filename*=nonsense', "nonsense"),
+    ],
+)
+def test_a_file_may_be_named_in_the_extended_notation(
+    api: httpx.Client, worker: PlayedWorker, disposition: bytes, name: str
+) -> None:
+    answer = api.post("/jobs/image", **form_of((disposition, NOISY)))
+    assert answer.status_code == 202, answer.text
+    followed(api, answer.json()["id"])
+    result = api.head(f"/jobs/{answer.json()['id']}/result")
+    assert result.headers["content-disposition"] == f'attachment; filename="{name}-denoised.png"'
 
 
 @pytest.mark.parametrize("files", [{"reference": ("clean.png", NOISY)}, {"file": (None, "text")}])
@@ -536,9 +596,11 @@ def test_a_video_at_the_image_door_is_shown_the_right_one(api: httpx.Client) -> 
     assert "POST /jobs/image" in detail
 
 
-def test_a_video_that_cannot_be_opened_is_refused(api: httpx.Client) -> None:
+def test_a_video_that_cannot_be_opened_is_refused_and_not_kept(settings: Settings, api: httpx.Client) -> None:
     mp4 = b"\0\0\0\x18ftypisom\0\0\2\0isomiso2"
     assert_problem(api.post("/jobs/video", files=image(mp4, "broken.mp4")), 422, "bad_input")
+    assert not list((settings.data_dir / "blobs").glob("??/*"))
+    assert not list((settings.data_dir / "spool").iterdir())
 
 
 def test_an_image_with_too_many_pixels_is_refused(settings: Settings) -> None:
@@ -579,6 +641,8 @@ def test_a_body_that_announces_nothing_is_counted_while_it_comes(settings: Setti
             "malformed_request",
         ),
         ("multipart/form-data; boundary=x", b"--x\r\nA: b\r\n\r\nc\r\n--x--\r\n", 400, "malformed_request"),
+        ("multipart/form-data; boundary=x", b"--x\r\nA: " + b"b" * 9000, 400, "malformed_request"),
+        ("multipart/form-data; boundary=x", b"--x\r\n" + b"A: b\r\n" * 99, 400, "malformed_request"),
         ("multipart/form-data; boundary=" + "x" * 5000, b"", 400, "malformed_request"),
     ],
 )
@@ -665,6 +729,11 @@ def test_a_warm_model_is_told_with_backend_and_precision(api: httpx.Client, work
 @pytest.mark.parametrize("name", ["nobody", "auto", "%2e%2e%2fsecret"])
 def test_an_unknown_model_is_not_found(api: httpx.Client, name: str) -> None:
     assert api.get(f"/models/{name}").status_code == 404
+
+
+def test_auto_is_no_model_and_is_not_told_to_be_one(api: httpx.Client) -> None:
+    detail = assert_problem(api.get("/models/auto"), 404, "unknown_model")["detail"]
+    assert detail == "model is 'auto'; known are fitvnet, fitvnet-spatial, dncnn"
 
 
 def test_ready_needs_a_worker_and_alive_needs_nothing(settings: Settings, api: httpx.Client) -> None:

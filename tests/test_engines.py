@@ -188,6 +188,33 @@ def test_a_backend_that_is_not_there_says_what_would_help():
     assert torch_alone == "torch: torch is not installed; it comes with: pip install 'quietframe[torch]'"
 
 
+def said_with_broken(*packages: str, folder: Path) -> str:
+    """What `auto` comes to where packages are installed but their shared libraries cannot be loaded."""
+    for package in packages:
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").write_text("raise OSError('libbroken.so: cannot open shared object file')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        "from models.catalogue import FITVNET_SPATIAL as spec; from trtbuild.engine import BackendUnavailable\n"
+        "from trtbuild.open import open_engine\n"
+        "try: print(open_engine(spec, spec.stages[0], threads=1).backend)\n"
+        "except BackendUnavailable as err: print(err)\n"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    return done.stdout.strip()
+
+
+def test_auto_passes_over_a_backend_that_is_installed_but_broken(tmp_path):
+    assert said_with_broken("openvino", folder=tmp_path) == "torch"
+
+
+def test_where_every_backend_is_broken_auto_tells_the_reason_of_each(tmp_path):
+    said = said_with_broken("openvino", "torch", folder=tmp_path)
+    for name in ("openvino", "torch"):
+        assert f"{name} is installed but does not load: libbroken.so" in said
+
+
 def test_what_cannot_be_opened_is_refused_with_the_reason(tmp_path):
     stage = DNCNN.stages[0]
     with pytest.raises(BackendUnavailable, match="'onnx'; there are openvino: usable"):

@@ -256,6 +256,33 @@ def test_gamma_pixel_size_and_text_of_a_png_survive(read):
     assert info["Title"] == "Fog"
 
 
+def test_how_a_png_of_wide_colours_is_to_be_shown_survives(read):
+    chunk = b"cICP" + bytes([9, 16, 0, 1])  # BT.2020 primaries, PQ
+    made = write_image(
+        photo(4, 4), read(png(4, 4, 8, 2, photo(4, 4).tobytes(), [(chunk[:4], chunk[4:])])), format="same"
+    )
+    assert chunk in made.data
+    assert made.lost == ()
+
+
+@pytest.mark.parametrize("target", ["jpeg", "webp", "tiff"])
+def test_what_a_png_says_that_another_format_does_not_get_is_named(target, read):
+    chunks = [
+        (b"sRGB", b"\0"),
+        (b"cICP", bytes([9, 16, 0, 1])),
+        (b"pHYs", struct.pack(">IIB", 2835, 2835, 1)),
+        (b"tEXt", b"Title\0Fog"),
+        (b"tEXt", b"Author\0Ada"),
+    ]
+    made = write_image(photo(4, 4), read(png(4, 4, 8, 2, photo(4, 4).tobytes(), chunks)), format=target)
+    assert made.lost == ("colour space", "resolution", "text")
+
+
+def test_what_a_tiff_says_that_another_format_does_not_get_is_named(read):
+    tags = {270: (2, list(b"Fog\0")), 282: (5, [254, 10]), 283: (5, [254, 10])}
+    assert write_image(photo(), read(tiff(photo(), 2, extra=tags)), format="png").lost == ("resolution", "text")
+
+
 def test_a_cmyk_jpeg_becomes_rgb(read):
     stored = io.BytesIO()
     Image.fromarray(photo()).convert("CMYK").save(stored, "JPEG", quality=100)

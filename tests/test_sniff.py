@@ -14,6 +14,7 @@ from media_samples import bgr, encoded, photo, png, tiff
 
 from service.errors import BadInput, FrameTooLarge, UnknownFormat
 from service.media.sniff import HEAD_BYTES, content_type_of, probe_image
+from service.media.tiff import first_directory
 from service.settings import Settings
 
 LIMITS = Settings()
@@ -181,6 +182,38 @@ def test_a_tiff_directory_beyond_the_end_is_bad_input():
 def test_a_bigtiff_that_claims_endless_entries_is_bad_input():
     with pytest.raises(BadInput, match="entries"):
         facts(b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**63) + bytes(100))
+
+
+class CountingFile(io.BytesIO):
+    """Knows how much was read of it."""
+
+    bytes_read = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.bytes_read += len(data)
+        return data
+
+
+def overlapping_tags() -> bytes:
+    """A big-endian TIFF in which subfile type, width and height claim 14 MiB each, all of them the same bytes."""
+    count, at = 7 * 1024**2, 64
+    table = b"".join(struct.pack(">HHII", tag, 3, count, at) for tag in (254, 256, 257))
+    head = b"MM\0*" + struct.pack(">IH", 8, 3) + table + bytes(4)
+    return head.ljust(at, b"\0") + struct.pack(">H", 48) * count
+
+
+def test_a_tiff_that_claims_endless_values_is_measured_by_a_few_bytes():
+    file = CountingFile(overlapping_tags())
+    found = probe_image(file, LIMITS)
+    assert (found.width, found.height) == (48, 48)
+    assert file.bytes_read < 2 * HEAD_BYTES
+
+
+def test_values_of_a_tiff_that_overlap_are_read_only_up_to_their_common_bound():
+    tags = first_directory(io.BytesIO(overlapping_tags())).tags
+    assert list(tags) == [254]
+    assert tags[254].raw == struct.pack("<H", 48) * (7 * 1024**2)
 
 
 def test_a_jpeg_of_padding_ends():

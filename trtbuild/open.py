@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import cast
 
 from models.catalogue import DenoiserSpec, StageSpec
@@ -20,7 +21,7 @@ class _Backend:
     install: str
 
 
-_BACKENDS = {  # the best first: `auto` takes the first that is there
+_BACKENDS = {  # the best first: `auto` takes the first that loads
     "openvino": _Backend("trtbuild.openvino_engine", ("openvino",), "pip install openvino"),
     "torch": _Backend("trtbuild.torch_engine", ("torch", "safetensors"), "pip install 'quietframe[torch]'"),
 }
@@ -49,7 +50,7 @@ def open_engine(
     Args:
         spec: the denoiser.
         stage: one of its stages.
-        backend: a name out of `backends()`, or `auto` for the best that is there.
+        backend: a name out of `backends()`, or `auto` for the best that loads.
         precision: of the inner layers; None for the fastest that holds the quality on this machine.
         threads: of the CPU; 0 for all that the process may use.
         graphs_dir: where the exported stages lie.
@@ -59,22 +60,34 @@ def open_engine(
         BackendUnavailable: no such backend, or not here, or not in this precision, or without its graph.
         UnknownDenoiser: the weights are not there.
     """
+    module = _best_module() if backend == "auto" else _module_of(backend)
+    engine = module.open_engine(
+        spec, stage, precision=precision, threads=threads, graphs_dir=graphs_dir, weights_dir=weights_dir
+    )
+    return cast("Engine", engine)
+
+
+def _best_module() -> ModuleType:
+    reasons = []
+    for name in _BACKENDS:
+        try:
+            return _module_of(name)
+        except BackendUnavailable as err:
+            reasons.append(str(err))
+    raise BackendUnavailable(f"no backend can be used here; {'; '.join(reasons)}")
+
+
+def _module_of(backend: str) -> ModuleType:
     lacking = backends()
-    if backend == "auto":
-        backend = next((name for name, why in lacking.items() if why is None), "auto")
     if backend not in lacking:
         told = "; ".join(f"{name}: {why or 'usable'}" for name, why in lacking.items())
         raise BackendUnavailable(f"backend is {backend!r}; there are {told}")
     if lacking[backend] is not None:
         raise BackendUnavailable(f"{backend}: {lacking[backend]}")
     try:
-        module = importlib.import_module(_BACKENDS[backend].module)
-    except ImportError as err:
+        return importlib.import_module(_BACKENDS[backend].module)
+    except (ImportError, OSError) as err:  # the latter of a shared library that is missing or broken
         raise BackendUnavailable(f"{backend} is installed but does not load: {err}") from err
-    engine = module.open_engine(
-        spec, stage, precision=precision, threads=threads, graphs_dir=graphs_dir, weights_dir=weights_dir
-    )
-    return cast("Engine", engine)
 
 
 def _lacking(backend: _Backend) -> str | None:

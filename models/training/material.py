@@ -116,7 +116,7 @@ def read_material(folders: Sequence[Path], *, with_clips: bool) -> Material:
                     clips.append(np.stack(pictures))
                 pictures = pictures[::6]  # neighbours are alike
             for index, picture in enumerate(pictures):
-                if index % VALIDATION_EVERY == VALIDATION_EVERY // 2:
+                if index % VALIDATION_EVERY == VALIDATION_EVERY // 2 and min(picture.shape[:2]) >= SMALLEST_SIDE_PX:
                     held_out.append(picture)
                 else:
                     photographs += _with_reductions(picture)

@@ -100,6 +100,8 @@ class _Run:
         self._average = {name: value.detach().clone() for name, value in self._state().items()}
         self._step = 0
         self._seconds = 0.0
+        self._rate = 0.0
+        self._is_new_log = True  # a resumed run goes on with its own
 
     def steps(self) -> Iterator[Report]:
         started, before = time.monotonic(), self._seconds
@@ -142,9 +144,12 @@ class _Run:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         self._step, self._seconds = int(metadata["step"]), float(metadata["seconds"])
+        self._is_new_log = False
         self._network.load_state_dict(_under(tensors, "network"), strict=False)
         self._average = _under(tensors, "average")
         for name, parameter in self._trained.items():
+            if f"first_moment.{name}" not in tensors:
+                continue
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(self._step)),
                 "exp_avg": tensors[f"first_moment.{name}"],
@@ -190,13 +195,13 @@ class _Run:
         )
 
     def _watch(self) -> tuple[float, ...]:
-        """PSNR of the averaged weights on crops kept out of training."""
+        """PSNR of the averaged weights on photographs kept out of training; clips are made up over them."""
         rng = np.random.default_rng(self._recipe.seed)
+        held = Material(self._material.held_out, (), ())
         if self._recipe.frames == 1:
-            held = Material(self._material.held_out, (), ())
             clean = torch.cat([held.crops(rng, 1, 144) for _ in range(16)])
         else:
-            clean = self._material.clip_crops(rng, 8, self._recipe.frames, 96, self._recipe.footage_share)
+            clean = held.clip_crops(rng, 8, self._recipe.frames, 96, 0.0)
         trained = {name: value.detach().clone() for name, value in self._state().items()}
         self._load(self._average)
         self._network.eval()
@@ -218,8 +223,9 @@ class _Run:
         loss = sum(losses) / len(losses) if losses else math.nan
         report = Report(self._step, self._seconds / 60, self._rate, loss, psnr_db)
         path = self._out.with_suffix(".csv")
-        new = not path.exists()
-        with path.open("a", newline="") as file:
+        new = self._is_new_log or not path.exists()
+        self._is_new_log = False
+        with path.open("w" if new else "a", newline="") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(["step", "minutes", "learning_rate", "loss", *(f"psnr_{s}" for s in WATCHED_SIGMAS)])
@@ -243,9 +249,10 @@ class _Run:
         tensors = {f"network.{name}": value.detach().contiguous() for name, value in self._state().items()}
         tensors |= {f"average.{name}": value.contiguous() for name, value in self._average.items()}
         for name, parameter in self._trained.items():
-            state = self._optimizer.state[parameter]
-            tensors[f"first_moment.{name}"] = state["exp_avg"].contiguous()
-            tensors[f"second_moment.{name}"] = state["exp_avg_sq"].contiguous()
+            state = self._optimizer.state.get(parameter)
+            if state:  # not before the first step that counted
+                tensors[f"first_moment.{name}"] = state["exp_avg"].contiguous()
+                tensors[f"second_moment.{name}"] = state["exp_avg_sq"].contiguous()
         path = self._checkpoint_path()
         unfinished = path.with_suffix(".part")
         save_file(tensors, unfinished, metadata={"step": str(self._step), "seconds": str(self._seconds)})

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import re
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 FILES = ("file", "reference")
 _MAX_FIELD_BYTES = 1024  # the longest honest value is a model's name
 _MAX_FIELDS = 16
+# RFC 5987: charset'language'percent-encoded. RFC 7578 forbids it in forms, so the parser drops it; clients send it.
+_EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=\s*(?:([\w.-]*)'[^';]*')?([^;\s]*)", re.IGNORECASE)
 _FEED_BYTES = 1 << 20  # how much is gathered before a thread parses and writes it: a hop costs tens of microseconds
 
 
@@ -227,7 +231,8 @@ class _Reader:
             raise Refused(400, "a part of the form has no name")
         if self._name in self._form.fields or self._name in self._form.files:
             raise _field_refused(self._name, "given more than once")
-        if b"filename" not in params:
+        file_name = _file_name_of(self._disposition or b"", params)
+        if file_name is None:
             self._sink = None
             self._text.clear()
             return
@@ -236,7 +241,7 @@ class _Reader:
         # Unlinked from the start: whatever happens to this process, nothing stays behind.
         self._sink = tempfile.TemporaryFile(dir=self._spool)  # noqa: SIM115 (the stack below closes it)
         self._files.enter_context(self._sink)
-        self._form.files[self._name] = Upload(content=self._sink, name=_text_of(params[b"filename"]))
+        self._form.files[self._name] = Upload(content=self._sink, name=file_name)
 
     def _read_data(self, data: bytes, start: int, end: int) -> None:
         if self._sink is not None:
@@ -255,6 +260,17 @@ class _Reader:
 
     def _end(self) -> None:
         self._ended = True
+
+
+def _file_name_of(disposition: bytes, params: dict[bytes, bytes]) -> str | None:
+    """What the part's file is called; None where the part is no file."""
+    if b"filename" in params:
+        return _text_of(params[b"filename"])
+    extended = _EXTENDED_NAME.search(disposition)
+    if extended is None:
+        return None
+    name = unquote_to_bytes(extended[2])
+    return name.decode("latin-1") if (extended[1] or b"").lower() == b"iso-8859-1" else _text_of(name)
 
 
 def _text_of(value: bytes) -> str:

@@ -49,6 +49,10 @@ class Refused(Exception):
         self.headers = headers
 
 
+class NothingMore(Exception):
+    """There is no problem and nothing to send: 204, which keeps an EventSource from coming back."""
+
+
 def respond(document: Mapping[str, Any], instance: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Send a problem document, naming what it happened to; one worth retrying says when."""
     status = int(document["status"])
@@ -101,6 +105,10 @@ def install(app: FastAPI) -> None:
         }
         document = plain(err.status_code, details.get(err.status_code, str(err.detail)))
         return respond(document, request.url.path, err.headers)
+
+    @app.exception_handler(NothingMore)
+    async def _nothing(_request: Request, _err: NothingMore) -> Response:
+        return Response(status_code=204)
 
     @app.exception_handler(ClientDisconnect)
     async def _left(_request: Request, _err: ClientDisconnect) -> Response:

@@ -32,7 +32,14 @@ _JPEG_ROOM = {"exif": 65533 - 6, "icc": 65533 - 14, "xmp": 65533}
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _KEEPS_METADATA = ("png", "jpeg", "webp")
 # Said about how the pixels are to be shown, and by whom: copied from PNG to PNG. Profiles and EXIF go their own way.
-_PNG_KEPT = (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"tIME")
+# The words name what another format does not get; of colours only what no reader would assume by itself.
+_PNG_KEPT = {
+    **dict.fromkeys((b"gAMA", b"cHRM", b"sRGB", b"tIME"), ""),
+    **dict.fromkeys((b"cICP", b"mDCV", b"cLLI"), "colour space"),
+    **dict.fromkeys((b"tEXt", b"zTXt", b"iTXt"), "text"),
+    b"pHYs": "resolution",
+}
+_TIFF_SCALE = (282, 283, 296)  # resolution across and down, and its unit
 _PNG_KEPT_BYTES = 16 * 1024**2
 _PNG_AFTER_HEADER = 8 + 25  # signature, IHDR
 _TIFF_WANTED = {
@@ -48,7 +55,7 @@ class Metadata:
     exif: bytes | None = None  # a TIFF without the "Exif" in front
     xmp: bytes | None = None
     icc: bytes | None = None
-    png_chunks: bytes = b""  # ready to be put into another PNG
+    png_chunks: tuple[tuple[bytes, bytes], ...] = ()  # type, and the whole chunk, ready to be put into another PNG
     tiff_tags: dict[int, tiff.Tag] = field(default_factory=dict)
 
 
@@ -102,7 +109,7 @@ def read_image(path: Path, settings: Settings) -> Picture:
     if page:
         return _of_tiff(decoded, page)
     pixels, alpha, is_grey = _planes(decoded)
-    chunks = b""
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
     if kind == "image/png":
         grey_alpha, chunks = _beside_png_pixels(data, pixels)
         alpha = grey_alpha if alpha is None else alpha
@@ -169,7 +176,8 @@ def write_image(
     if encoded is None:
         raise BadInput(f"{name} cannot hold an image of {planes.shape[1]}x{planes.shape[0]} pixels")
     if name == "png" and meta.png_chunks:
-        encoded = encoded[:_PNG_AFTER_HEADER] + meta.png_chunks + encoded[_PNG_AFTER_HEADER:]
+        chunks = b"".join(chunk for _, chunk in meta.png_chunks)
+        encoded = encoded[:_PNG_AFTER_HEADER] + chunks + encoded[_PNG_AFTER_HEADER:]
     if name == "tiff":
         encoded = _with_tiff_tags(encoded, meta, has_alpha=planes.ndim == 3 and planes.shape[2] == 4)
     return Encoded(encoded, spec.content_type, spec.suffix, tuple(lost))
@@ -184,11 +192,11 @@ def _planes(decoded: Pixels) -> tuple[Pixels, Pixels | None, bool]:
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), None, False
 
 
-def _beside_png_pixels(data: bytearray, pixels: Pixels) -> tuple[Pixels | None, bytes]:
+def _beside_png_pixels(data: bytearray, pixels: Pixels) -> tuple[Pixels | None, tuple[tuple[bytes, bytes], ...]]:
     """The alpha of a grey PNG with one transparent value, which the decoder leaves out, and the chunks to keep."""
     bits, colour = data[24], data[25]
     alpha: Pixels | None = None
-    kept: list[bytes] = []
+    kept: list[tuple[bytes, bytes]] = []
     room = _PNG_KEPT_BYTES
     for kind, at, length in png_chunks(BytesIO(data)):
         body = bytes(data[at : at + length])
@@ -199,8 +207,8 @@ def _beside_png_pixels(data: bytearray, pixels: Pixels) -> tuple[Pixels | None, 
             alpha = np.where(pixels[..., 0] == value, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
         elif kind in _PNG_KEPT and not body.startswith(b"XML:com.adobe.xmp\0") and length <= room:
             room -= length
-            kept.append(struct.pack(">I", length) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
-    return alpha, b"".join(kept)
+            kept.append((kind, struct.pack(">I", length) + kind + body + struct.pack(">I", zlib.crc32(kind + body))))
+    return alpha, tuple(kept)
 
 
 def _leave_colour_alone(data: bytearray, page: tiff.Directory) -> None:
@@ -294,6 +302,10 @@ def _fitting(meta: Metadata, name: str, grey: bool, lost: list[str]) -> Metadata
     for kind, words in (("exif", "EXIF"), ("xmp", "XMP"), ("icc", "ICC profile")):
         if getattr(meta, kind) and not keeps[kind]:
             lost.append(words)
+    said = [_PNG_KEPT[kind] for kind, _ in meta.png_chunks] if name != "png" else []
+    if name != "tiff":
+        said += ["resolution" if tag in _TIFF_SCALE else "text" for tag in meta.tiff_tags]
+    lost += sorted({words for words in said if words})
     return Metadata(
         exif=meta.exif if keeps["exif"] else None,
         xmp=meta.xmp if keeps["xmp"] else None,

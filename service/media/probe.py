@@ -27,27 +27,48 @@ _CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from service.media.probe 
 _ROOT = str(Path(__file__).resolve().parents[2])
 
 
-async def probe_video(path: Path, settings: Settings) -> InputFacts:
+async def probe_video(video: Path | BinaryIO, settings: Settings) -> InputFacts:
     """Ask a child process for a video's facts; it decodes the first frame to be sure there is one.
+
+    Args:
+        video: its path, or the file itself, open and with a descriptor; its position is kept.
 
     Raises:
         UnknownFormat: The bytes are in no video format that is read here.
         FrameTooLarge: More pixels a frame, or frames, than the settings allow.
         BadInput: No frame can be decoded, or the probe died or ran out of time or memory over it.
     """
-    bounds = {"max_frame_pixels": settings.max_frame_pixels, "max_video_frames": settings.max_video_frames}
+    if isinstance(video, Path):
+        with video.open("rb") as file:
+            return await probe_video(file, settings)
+    video.flush()
+    # The child moves the position that both share, and a file object trusts that nobody does.
+    position = os.lseek(video.fileno(), 0, os.SEEK_CUR)
+    try:
+        return await _ask_child(video, settings)
+    finally:
+        os.lseek(video.fileno(), position, os.SEEK_SET)
+
+
+def probe_video_here(path: Path, settings: Settings) -> InputFacts:
+    """The same facts, found in this process: for the command line, which reads only what its user names."""
     with path.open("rb") as file:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-c",
-            _CHILD,
-            _ROOT,
-            json.dumps(bounds),
-            stdin=file,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        return _probe(file, settings)
+
+
+async def _ask_child(video: BinaryIO, settings: Settings) -> InputFacts:
+    bounds = {"max_frame_pixels": settings.max_frame_pixels, "max_video_frames": settings.max_video_frames}
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-c",
+        _CHILD,
+        _ROOT,
+        json.dumps(bounds),
+        stdin=video,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
     try:
         assert child.stdout is not None
         async with asyncio.timeout(_WALL_S):
@@ -64,12 +85,6 @@ async def probe_video(path: Path, settings: Settings) -> InputFacts:
                 child.kill()
             await child.wait()
     return _read_answer(answer, child.returncode or 0)
-
-
-def probe_video_here(path: Path, settings: Settings) -> InputFacts:
-    """The same facts, found in this process: for the command line, which reads only what its user names."""
-    with path.open("rb") as file:
-        return _probe(file, settings)
 
 
 def _probe(file: BinaryIO, settings: Settings) -> InputFacts:

@@ -203,7 +203,8 @@ def _webp_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def _tiff_size(file: BinaryIO) -> tuple[int, int]:
-    page = tiff.first_directory(file, {tiff.WIDTH, tiff.HEIGHT, tiff.SUBFILE_TYPE, tiff.DNG_VERSION})
+    wanted = {tiff.WIDTH, tiff.HEIGHT, tiff.SUBFILE_TYPE, tiff.DNG_VERSION}
+    page = tiff.first_directory(file, wanted, numbers_only=True)
     if tiff.DNG_VERSION in page.tags or (page.number(tiff.SUBFILE_TYPE) or 0) & 1:
         # A camera's raw file opens with a thumbnail; to clean that would be to answer another question.
         raise BadInput("the TIFF begins with a thumbnail, as a camera's raw files do; a developed image is needed")

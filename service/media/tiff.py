@@ -4,6 +4,7 @@ EXIF is a TIFF too, so its orientation is read here. Standard library only; ever
 """
 
 import struct
+from array import array
 from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO
@@ -20,7 +21,8 @@ ABOUT = (DESCRIPTION, 271, 272, 282, 283, 296, 305, 306, 315, 33432)
 _ELEMENT = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}  # bytes
 _ELEMENTS = {5: 2, 10: 2}  # per value: a rational is two numbers
 _MAX_ENTRIES = 4096
-_MAX_TAG_BYTES = 16 * 1024**2
+_MAX_TAG_BYTES = 16 * 1024**2  # together, for values may overlap: a small file can claim many of them
+_SWAPPED_AS = {2: "H", 4: "I", 8: "Q"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,11 @@ class Directory:
         return self.tags[tag].number if tag in self.tags else None
 
 
-def first_directory(file: BinaryIO, wanted: set[int] | None = None) -> Directory:
-    """Read the first directory; tags not wanted are skipped, as are those of unknown type or beyond 16 MiB.
+def first_directory(file: BinaryIO, wanted: set[int] | None = None, *, numbers_only: bool = False) -> Directory:
+    """Read the first directory; tags not wanted are skipped, as are those of unknown type or beyond 16 MiB together.
+
+    Args:
+        numbers_only: of each tag only its first value is read: a few bytes, whatever the tag claims.
 
     Raises:
         BadInput: The header is cut short or points outside the file.
@@ -73,15 +78,18 @@ def first_directory(file: BinaryIO, wanted: set[int] | None = None) -> Directory
     word = 8 if big else 4
     table = _read(file, offset, entries * width, size)
     tags: dict[int, Tag] = {}
+    room = _MAX_TAG_BYTES
     for at in range(0, len(table), width):
         tag, kind, count = struct.unpack_from(order + head, table, at)
         length = count * _ELEMENT.get(kind, 0) * _ELEMENTS.get(kind, 1)
-        if tag in tags or not 0 < length <= _MAX_TAG_BYTES or (wanted is not None and tag not in wanted):
+        if tag in tags or not 0 < length <= room or (wanted is not None and tag not in wanted):
             continue
         where = offset + at + width - word
         if length > word:
             (where,) = struct.unpack_from(order + ("Q" if big else "I"), table, at + width - word)
-        raw = _read(file, where, length, size)
+            if not numbers_only:
+                room -= length
+        raw = _read(file, where, _ELEMENT[kind] if numbers_only else length, size)
         tags[tag] = Tag(kind, count, _little(raw, _ELEMENT[kind]) if order == ">" else raw, where)
     after = offset + len(table)
     more = after + word <= size and any(_read(file, after, word, size))
@@ -93,7 +101,7 @@ def orientation_of(exif: bytes | None) -> int:
     if not exif:
         return 1
     try:
-        told = first_directory(BytesIO(exif), {ORIENTATION}).number(ORIENTATION)
+        told = first_directory(BytesIO(exif), {ORIENTATION}, numbers_only=True).number(ORIENTATION)
     except BadInput:
         return 1
     return told if told is not None and 1 <= told <= 8 else 1
@@ -130,4 +138,8 @@ def _read(file: BinaryIO, offset: int, length: int, size: int) -> bytes:
 
 
 def _little(raw: bytes, element: int) -> bytes:
-    return b"".join(raw[at : at + element][::-1] for at in range(0, len(raw), element))
+    if element == 1:
+        return raw
+    values = array(_SWAPPED_AS[element], raw)
+    values.byteswap()
+    return values.tobytes()

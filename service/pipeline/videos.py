@@ -1,5 +1,6 @@
 """One video file in, one out: decoding, the network and encoding work at the same time, a few frames apart."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -43,12 +44,29 @@ class _Source:
 
 
 @dataclass(slots=True)
-class _Quality:
-    """Sums over frames."""
+class _Mean:
+    """Of what is finite: one black frame that equals its reference must not make a whole clip's PSNR infinite."""
 
-    psnrs: list[float] = field(default_factory=list)
-    input_psnrs: list[float] = field(default_factory=list)
-    ssims: list[float] = field(default_factory=list)
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        if math.isfinite(value):
+            self.total += value
+            self.count += 1
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass(slots=True)
+class _Quality:
+    """Means over frames, and times."""
+
+    psnr: _Mean = field(default_factory=_Mean)
+    input_psnr: _Mean = field(default_factory=_Mean)
+    ssim: _Mean = field(default_factory=_Mean)
     decode_s: float = 0.0
     encode_s: float = 0.0
 
@@ -156,9 +174,9 @@ def _finish(
     scale = np.float32(np.iinfo(frame.pixels.dtype).max)
     pixels = to_pixels(blend(source.planes, restored, strength), frame.pixels.dtype, scale)
     if source.clean is not None:
-        quality.psnrs.append(psnr_db(pixels, source.clean))
-        quality.input_psnrs.append(psnr_db(frame.pixels, source.clean))
-        quality.ssims.append(ssim(pixels, source.clean))
+        quality.psnr.add(psnr_db(pixels, source.clean))
+        quality.input_psnr.add(psnr_db(frame.pixels, source.clean))
+        quality.ssim.add(ssim(pixels, source.clean))
     started = time.monotonic()
     writer.write(replace(frame, pixels=pixels))
     quality.encode_s += time.monotonic() - started
@@ -166,16 +184,12 @@ def _finish(
 
 def _metrics(tally: Tally, quality: _Quality) -> Metrics:
     return Metrics(
-        psnr_db=_mean(quality.psnrs),
-        ssim=_mean(quality.ssims),
-        input_psnr_db=_mean(quality.input_psnrs),
+        psnr_db=quality.psnr.value,
+        ssim=quality.ssim.value,
+        input_psnr_db=quality.input_psnr.value,
         sigma_estimate=tally.sigma_estimate,
         seconds=StageSeconds(decode=quality.decode_s, infer=tally.infer_s, encode=quality.encode_s),
     )
-
-
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
 
 
 def _check_same_size(clean: InputFacts, noisy: InputFacts) -> None:

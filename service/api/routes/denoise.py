@@ -101,7 +101,7 @@ async def denoise_image(
         if bounded:
             return documents.accepted_response(record, {"Preference-Applied": f"wait={preference.wait_s}"})
         record = await services.queue.cancel(job_id)
-        if record.state is not JobState.SUCCEEDED:  # it may have been done in this very moment
+        if record.state in (JobState.CANCELLING, JobState.CANCELLED):  # it may have ended in this very moment
             raise NotReady(
                 f"job {job_id} was not done within {patience_s:g} s and is cancelled; "
                 "with the header Prefer: respond-async it can be handed in and fetched later"

@@ -22,7 +22,8 @@ from service.job import JOB_ID_PATTERN, JobDocument, JobState, Record, document_
 router = APIRouter(tags=["jobs"])
 
 _Item = TypeVar("_Item")
-_FRESH_S = 120.0  # longer than any upload takes from its last byte to its job
+# The janitor's grace, for the same reason: an upload comes before its job, and may have to queue for its probe.
+_FRESH_S = 15 * 60.0
 
 
 def _job_id(
@@ -152,24 +153,31 @@ async def get_job(
     return response
 
 
-async def _watched(job_id: JobId, services: UseServices) -> Record:
-    """A job that is known: asked before the stream begins, since after that no status can be sent."""
-    return await services.queue.get(job_id)
+LastEventId = Annotated[str | None, Header(description="The last event that was seen.")]
+
+
+async def _watched(job_id: JobId, services: UseServices, last_event_id: LastEventId = None) -> Record:
+    """A job that is known and has events left: asked before the stream begins, since then no status can be sent."""
+    record = await services.queue.get(job_id)
+    if record.state.is_final and await anext(services.queue.events(job_id, last_event_id), None) is None:
+        raise problems.NothingMore
+    return record
 
 
 @router.get(
     "/jobs/{job_id}/events",
     summary="Follow a job",
     description="Server-Sent Events: state and progress until the job is final, then the stream closes. After a lost "
-    "connection `Last-Event-ID` goes on where it stopped. A comment every 15 seconds keeps the line open.\n\n"
+    "connection `Last-Event-ID` goes on where it stopped; 204 says that there is no more to come. A comment every 15 "
+    "seconds keeps the line open.\n\n"
     "```\ncurl -N http://localhost:8000/jobs/$ID/events\n```",
     response_class=EventSourceResponse,
-    responses=openapi.problems(404, 503),
+    responses={204: {"description": "It is over, and its last event was seen."}, **openapi.problems(404, 503)},
 )
 async def follow_job(
     record: Annotated[Record, Depends(_watched)],
     services: UseServices,
-    last_event_id: Annotated[str | None, Header(description="The last event that was seen.")] = None,
+    last_event_id: LastEventId = None,
 ) -> AsyncIterator[ServerSentEvent]:
     feed = services.queue.events(record.job.id, last_event_id)
     # Away or removed in between: the stream ends, and the caller who comes back with Last-Event-ID is told.

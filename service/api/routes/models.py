@@ -1,5 +1,6 @@
 """Which denoisers there are, how good each is, and what runs it at this moment."""
 
+from functools import cache
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
@@ -126,7 +127,9 @@ def _document_of(spec: DenoiserSpec, workers: list[WorkerCard] | None) -> ModelD
     )
 
 
+@cache
 def _card_of(name: str) -> MeasuredCard | None:
+    """Read once: cards come with the release, and a file has no place in the event loop of every request."""
     try:
         return MeasuredCard.model_validate(card_of(name).as_dict())
     except UnknownDenoiser:
