@@ -16,11 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from support import median, samples_dir
+from support import median
 
 from models.catalogue import CATALOGUE
 from models.quality import psnr_db
-from service.demo import Image
+from service.demo import PHOTO, Image
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
 
@@ -29,12 +29,14 @@ NLM_STRENGTHS = (0.6, 0.8, 1.0)  # of sigma
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=samples_dir(), help="a folder of clean pictures")
+    parser.add_argument("--data", type=Path, help="a folder of clean pictures; without it, the sample portrait")
     parser.add_argument("--sigma", type=float, default=25)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
-    paths = [path for path in sorted(arguments.data.iterdir()) if path.suffix.lower() in {".png", ".jpg", ".jpeg"}]
+    paths = [PHOTO]
+    if arguments.data:
+        paths = [path for path in sorted(arguments.data.iterdir()) if path.suffix.lower() in {".png", ".jpg", ".jpeg"}]
     clean = [np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), np.uint8) for path in paths]
     noisy = [_with_noise(picture, arguments.sigma, seed) for seed, picture in enumerate(clean)]
     megapixels = sum(picture.shape[0] * picture.shape[1] for picture in clean) / 1e6

@@ -1,8 +1,7 @@
-"""What the benchmarks share: pictures, and how times are told."""
+"""How the benchmarks tell times."""
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def percentile(times_s: Sequence[float], percent: int) -> float:
@@ -13,10 +12,3 @@ def percentile(times_s: Sequence[float], percent: int) -> float:
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
-
-
-def samples_dir() -> Path:
-    """The pictures that ship with Quietframe."""
-    import service
-
-    return Path(next(iter(service.__path__))) / "samples"

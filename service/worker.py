@@ -185,8 +185,6 @@ class Worker:
                         on_progress=on_progress,
                     )
                     blob = self._blobs.put_file(target)
-                # A header may not have told the length; now it is known.
-                on_progress(Progress(done=made.frames, total=made.frames, unit="frames", eta_seconds=0.0))
         seconds = made.metrics.seconds.model_copy(update={"queue": lease.waited_s})
         return Outcome(
             result=Result(

@@ -96,14 +96,14 @@ def test_what_was_removed_tells_the_noise_level(shelf, photo):
     assert tally.sigma_estimate == pytest.approx(24, abs=3)  # of 25; clipping at black takes some of it away
 
 
-def test_neighbouring_frames_help(shelf, photo):
-    clip = moving_clip(photo)[:9]
-    noisy = [with_noise(frame, seed=t) for t, frame in enumerate(clip)]
+def test_neighbouring_frames_help_where_little_moves(shelf, photo):
+    still = np.ascontiguousarray(photo[100:292, 100:420])
+    noisy = [with_noise(still, seed=t) for t in range(7)]
     means = {}
     for name in ("fitvnet", "fitvnet-spatial"):
         restored = shelf.denoiser(name).restore_frames([to_planes(frame) for frame in noisy])
-        means[name] = np.mean([psnr_db(r, to_planes(c)) for r, c in zip(restored, clip, strict=True)])
-    assert means["fitvnet"] > means["fitvnet-spatial"] + 0.3
+        means[name] = np.mean([psnr_db(frame, to_planes(still)) for frame in restored])
+    assert means["fitvnet"] > means["fitvnet-spatial"] + 1  # 2.3 measured at sigma 30
 
 
 def test_who_watches_may_stop_the_work(shelf, photo):

@@ -30,6 +30,15 @@ class Pace:
         self.done += 1
         self._total = total or self._total
         self._moments.append(time.monotonic())
+        self._tell_all()
+
+    def finish(self) -> None:
+        """What is done is all there is; a header may have said otherwise, or nothing."""
+        if self._total != self.done:
+            self._total = self.done
+            self._tell_all()
+
+    def _tell_all(self) -> None:
         elapsed = self._moments[-1] - self._moments[0]
         rate = (len(self._moments) - 1) / elapsed if elapsed > 0 else None
         total = None if self._total is None else max(self._total, self.done)  # headers lie

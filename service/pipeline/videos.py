@@ -122,6 +122,7 @@ def denoise_video(
                 for restored in denoiser.restore_frames(frames, sigma=sigma, urgency=Urgency.VIDEO, tally=tally):
                     put((waiting.popleft(), restored))
                     pace.step()
+                pace.finish()
             closing = time.monotonic()
             writer.close()
             quality.encode_s += time.monotonic() - closing
