@@ -287,14 +287,11 @@ def jobs_list(
     if as_json:
         print(json.dumps(documents, indent=2))
         return
-    table = Table("id", "kind", "state", "model", "done", "attempts", "created")
     for one in documents:
+        # Plain lines, however narrow the terminal: ids are to be copied, and lines to be searched.
         progress = one["progress"]
         share = f"{progress['done']}/{progress['total'] or '?'} {progress['unit']}"
-        table.add_row(
-            one["id"], one["kind"], one["state"], one["model"], share, str(one["attempts"]), one["created_at"][:19]
-        )
-    out.print(table)
+        print(one["id"], one["created_at"][:19], one["kind"], one["state"], one["model"], share, sep="  ")
 
 
 @jobs_app.command("show")

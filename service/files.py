@@ -9,8 +9,9 @@ from typing import Protocol
 from models.catalogue import find
 from models.errors import QuietframeError
 from service.errors import BadInput, UnknownFormat
+from service.intake import check_options
 from service.job import Metrics, Options, Progress
-from service.media.formats import validate_output
+from service.media.formats import VIDEOS, container_for
 from service.media.sniff import HEAD_BYTES, content_type_of
 from service.pipeline.images import denoise_image
 from service.pipeline.progress import OnProgress
@@ -96,8 +97,6 @@ def denoise_files(
         BadInput: the one file cannot be denoised, or an option is out of its range.
         UnknownDenoiser: no such model.
     """
-    if not 0 <= strength <= 1:
-        raise BadInput(f"strength is {strength:g}; it must be within 0 and 1")
     options = Options(sigma=sigma, strength=strength, quality=quality, codec=codec, crf=crf)
     shelf = Shelf(settings)
     if not source.exists():
@@ -151,9 +150,6 @@ def _one(
         raise UnknownFormat(f"{source} is in no image or video format that is read here")
     kind = "image" if content_type.startswith("image/") else "video"
     spec = find(model, "image" if kind == "image" else "video")
-    low, high = (level * 255 for level in spec.trained_sigma)
-    if options.sigma is not None and not low <= options.sigma <= high:
-        raise BadInput(f"sigma is {options.sigma:g}; {spec.name} was trained on {low:g} to {high:g}")
     suffix = target.suffix.lower()
     if suffix != source.suffix.lower() and suffix not in FORMATS:
         raise BadInput(
@@ -161,9 +157,11 @@ def _one(
         )
     form = "same" if suffix == source.suffix.lower() else FORMATS[suffix]
     options = options.model_copy(update={"format": form})
-    validate_output(
-        "image" if kind == "image" else "video", form, options.codec, options.crf, options.quality, content_type
-    )
+    check_options("image" if kind == "image" else "video", spec, options, content_type)
+    if kind == "video" and form == "same":
+        container = container_for(form, content_type, options.codec)
+        if FORMATS.get(suffix) != container:  # AVI, say, is read and not written
+            target = target.with_suffix(VIDEOS[container].suffix)
     target.parent.mkdir(parents=True, exist_ok=True)
     denoiser = shelf.denoiser(spec.name)
     bar.start(source.name)

@@ -126,8 +126,8 @@ class Intake:
             raise NotReady("the upload could not be kept; the service's log has the reason") from err
 
 
-def check_options(kind: Kind, spec: DenoiserSpec, options: Options) -> None:
-    """Refuse what no worker could do, before a byte is stored.
+def check_options(kind: Kind, spec: DenoiserSpec, options: Options, content_type: str | None = None) -> None:
+    """Refuse what no worker could do, before a byte is stored; with the input's type, also what `same` then means.
 
     Raises:
         BadInput: naming the value and its bound.
@@ -140,7 +140,7 @@ def check_options(kind: Kind, spec: DenoiserSpec, options: Options) -> None:
             )
     if not 0 <= options.strength <= 1:
         raise BadInput(f"strength is {options.strength:g}; it is a share from 0 to 1")
-    _check_output(kind, options)
+    _check_output(kind, options, content_type)
 
 
 def _check_output(kind: Kind, options: Options, content_type: str | None = None) -> None:

@@ -62,6 +62,17 @@ def test_a_folder_goes_on_past_what_cannot_be_read_and_leaves_its_own_results_al
     assert np.asarray(cv2.imread(str(target / "noisy.png"))).shape == (48, 48, 3)
 
 
+def test_a_container_that_is_not_written_gets_the_name_of_the_one_that_is(tmp_path):
+    frame = np.full((32, 32, 3), 90, np.uint8)
+    writer = cv2.VideoWriter(str(tmp_path / "old.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 32))
+    for _ in range(3):
+        writer.write(frame)
+    writer.release()
+    (done,) = run(tmp_path / "old.avi", tmp_path / "new.avi")
+    assert done.target == str(tmp_path / "new.mp4")
+    assert (tmp_path / "new.mp4").read_bytes()[4:8] == b"ftyp"
+
+
 def test_a_missing_reference_is_said(picture):
     with pytest.raises(BadInput, match="does not exist"):
         run(picture, picture.with_name("clean.png"), reference=picture.with_name("nothing.png"))
