@@ -1,6 +1,7 @@
 """Does a training run do what its recipe says, and go on after a kill as if nothing had happened?"""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models.catalogue import CATALOGUE
-from models.networks.fitvnet import SpatialModule
+from models.networks.fitvnet import FITVNet, SpatialModule
 from models.training.material import Material, read_material
-from models.training.recipes import RECIPES, Phase, half_squared_error, l2_norm
+from models.training.recipes import RECIPES, Phase, half_squared_error, joint_error, l2_norm
 from models.training.trainer import _Run, add_noise, train
 from models.weights import load_network
 
@@ -80,19 +81,54 @@ def test_a_resumed_run_takes_the_step_that_the_unbroken_one_takes(name, material
     assert all(torch.equal(value, unbroken._average[key]) for key, value in resumed._average.items())
 
 
-def test_a_frozen_part_is_not_touched_and_not_saved(material, weights_dir):
+def test_a_joint_run_starts_from_the_finished_part_moves_all_and_saves_all(material, weights_dir):
     run = run_of("fitvnet", material, weights_dir / "fitvnet.safetensors", weights_dir)
     before = {key: value.detach().clone() for key, value in run._network.state_dict().items()}
+    finished = load_file(weights_dir / "fitvnet-spatial.safetensors")
+    assert all(torch.equal(before[f"spatial.{key}"], value) for key, value in finished.items())
     run._one_step()
     run.finish([weights_dir])
     after = run._network.state_dict()
     moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
-    assert moved == {"first", "second"}
-    finished = load_file(weights_dir / "fitvnet-spatial.safetensors")
-    assert all(torch.equal(after[f"spatial.{key}"], value) for key, value in finished.items())
-    assert {key.split(".")[0] for key in load_file(weights_dir / "fitvnet.safetensors")} == {"first", "second"}
+    assert moved == {"spatial", "first", "second"}
     # What training wrote is what the catalogue's denoiser is made of.
     assert load_network(CATALOGUE["fitvnet"], weights_dir)
+
+
+def test_a_joint_loss_weighs_the_spatial_module_less_with_every_epoch():
+    torch.manual_seed(1)
+    network, clean = FITVNet(), torch.rand(1, 5, 3, 32, 32)
+    noisy = clean + 0.1 * torch.randn(clean.shape)
+    with torch.no_grad():
+        losses = [float(joint_error(network, noisy, clean, progress)) for progress in (0.0, 0.5, 1.0)]
+        spatial_only = network.spatial(noisy[0])
+    share = float(l2_norm(spatial_only[None], clean))
+    assert losses[0] - losses[1] == pytest.approx(share * (1 - 1 / 21), rel=1e-4)
+    assert losses[0] - losses[2] == pytest.approx(share * (1 - 1 / 41), rel=1e-4)
+
+
+def test_a_run_can_start_from_finished_weights_and_says_so(folders, tmp_path):
+    earlier, out = tmp_path / "earlier.safetensors", tmp_path / "fitvnet-spatial.safetensors"
+    recipe = SMALL["fitvnet-spatial"]
+    train(recipe, folders, earlier, minutes=0.01)
+    run = _Run(recipe, read_material(folders, with_clips=False), out, 1.0, "cpu", tmp_path)
+    run.start_from(earlier)
+    weights = load_file(earlier)
+    assert all(torch.equal(value, weights[key]) for key, value in run._state().items())
+    assert all(torch.equal(value, weights[key]) for key, value in run._average.items())
+    train(recipe, folders, out, minutes=0.01, start_from=earlier)
+    with safe_open(out, "pt") as file:
+        facts = file.metadata()
+    with safe_open(earlier, "pt") as file:
+        assert json.loads(facts["started_from"]) == {"earlier": file.metadata()}
+
+
+def test_weights_of_another_network_are_refused_as_a_start(folders, tmp_path):
+    save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors does not fit the network: it has no conv.weight"):
+        train(
+            SMALL["dncnn"], folders, tmp_path / "d.safetensors", minutes=0.01, start_from=tmp_path / "other.safetensors"
+        )
 
 
 def test_a_short_run_writes_weights_a_log_and_a_checkpoint_and_can_be_prolonged(folders, tmp_path):
@@ -116,7 +152,7 @@ def test_a_short_run_writes_weights_a_log_and_a_checkpoint_and_can_be_prolonged(
     assert float(rows[-1]["psnr_25"]) == pytest.approx(reports[-1].psnr_db[1], abs=1e-3)
 
 
-def test_a_run_without_its_checkpoint_pictures_or_frozen_weights_does_not_start(folders, tmp_path):
+def test_a_run_without_its_checkpoint_pictures_or_first_weights_does_not_start(folders, tmp_path):
     out = tmp_path / "new.safetensors"
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         train(SMALL["dncnn"], folders, out, minutes=0.01, resume=True)
@@ -157,6 +193,18 @@ def test_noise_is_one_level_an_example_drawn_from_the_range():
     assert levels.min() < 10 / 255
     assert levels.max() > 45 / 255
     assert torch.equal(noise, add_noise(clean, (0.0, 55 / 255), seed=3) - clean)
+
+
+def test_recorded_examples_are_what_an_8_bit_file_would_hold():
+    clean = torch.full((40, 1, 3, 16, 16), 0.05)
+    noisy = add_noise(clean, (0.1, 0.2), seed=3, recorded_share=0.5)
+    steps = noisy * 255
+    recorded = [bool(torch.allclose(one, one.round(), atol=1e-3)) for one in steps]
+    assert 10 <= sum(recorded) <= 30
+    for one, is_recorded in zip(noisy, recorded, strict=True):
+        assert (float(one.min()) >= 0) == is_recorded
+    plain = add_noise(clean, (0.1, 0.2), seed=3)
+    assert torch.equal(noisy[recorded.index(False)], plain[recorded.index(False)])
 
 
 def test_losses_are_the_papers():

@@ -44,6 +44,7 @@ def train(
     *,
     minutes: float,
     resume: bool = False,
+    start_from: Path | None = None,
     device: str = "cpu",
     threads: int = 1,
     weights_dir: Path | None = None,
@@ -58,18 +59,22 @@ def train(
         minutes: of training in all, earlier parts of a resumed run included; the learning rate follows a cosine over
             it.
         resume: go on from the checkpoint beside `out`.
+        start_from: finished weights of an earlier run of the recipe to begin with, instead of fresh ones.
         device: a torch device.
         threads: of the CPU; one is fastest on a machine that is shared.
-        weights_dir: where the finished weights of frozen parts lie; `out`'s folder unless told.
+        weights_dir: where the finished weights lie that the recipe starts parts from; `out`'s folder unless told.
         on_report: told of progress.
 
     Raises:
-        FileNotFoundError: no pictures, no checkpoint to resume from, or no weights for a frozen part.
+        FileNotFoundError: no pictures, no checkpoint to resume from, or no weights to start from.
+        ValueError: `start_from` holds weights of another network.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     material = read_material(folders, with_clips=recipe.frames > 1)
     run = _Run(recipe, material, out, minutes, device, weights_dir or out.parent)
+    if start_from:
+        run.start_from(start_from)
     if resume:
         run.resume()
     for report in run.steps():
@@ -85,19 +90,17 @@ class _Run:
         self._minutes = minutes
         self._network = recipe.build().to(device)
         self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._frozen = dict(recipe.frozen or {})
-        for part, name in self._frozen.items():
-            finished = self._network.get_submodule(part)
-            finished.load_state_dict(load_file(weights_dir / f"{name}.safetensors", device=device))
-            finished.requires_grad_(False)
-        self._trained = {name: p for name, p in self._network.named_parameters() if p.requires_grad}
+        self._earlier: dict[str, dict[str, str]] = {}  # facts of the runs that the first weights came from
+        for part, name in recipe.starts_from.items():
+            self._load_part(self._network.get_submodule(part), weights_dir / f"{name}.safetensors")
+        self._trained = dict(self._network.named_parameters())
         decay = [p for p in self._trained.values() if p.ndim > 1]
         plain = [p for p in self._trained.values() if p.ndim <= 1]
         self._optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=recipe.learning_rate,
         )
-        self._average = {name: value.detach().clone() for name, value in self._state().items()}
+        self._average = self._copy_of_state()
         self._step = 0
         self._seconds = 0.0
         self._rate = 0.0
@@ -134,7 +137,13 @@ class _Run:
             "data": ", ".join(f"{folder.resolve().parent.name}/{folder.name}" for folder in folders),
             "phases": json.dumps([asdict(phase) for phase in self._recipe.phases]),
         }
+        if self._earlier:
+            facts["started_from"] = json.dumps(self._earlier)
         save_file({name: value.contiguous() for name, value in self._average.items()}, self._out, metadata=facts)
+
+    def start_from(self, path: Path) -> None:
+        self._load_part(self._network, path)
+        self._average = self._copy_of_state()
 
     def resume(self) -> None:
         path = self._checkpoint_path()
@@ -144,6 +153,7 @@ class _Run:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         self._step, self._seconds = int(metadata["step"]), float(metadata["seconds"])
+        self._earlier = json.loads(metadata["started_from"])
         self._is_new_log = False
         self._network.load_state_dict(_under(tensors, "network"), strict=False)
         self._average = _under(tensors, "average")
@@ -162,15 +172,13 @@ class _Run:
         progress = min(1.0, self._seconds / (self._minutes * 60))
         phase = [phase for phase in recipe.phases if phase.start <= progress][-1]
         clean = self._draw(rng, phase).to(self._device)
-        noisy = add_noise(clean, recipe.sigma, seed=int(rng.integers(2**62)))
+        noisy = add_noise(clean, recipe.sigma, seed=int(rng.integers(2**62)), recorded_share=recipe.recorded_share)
         rate = recipe.learning_rate * min(1.0, (self._step + 1) / recipe.warmup_steps)
         rate *= 0.5 * (1 + math.cos(math.pi * progress)) * 0.998 + 0.002
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self._device.split(":")[0], torch.bfloat16):
-            restored = recipe.restore(self._network, noisy)
-        skipped = (clean.shape[1] - restored.shape[1]) // 2
-        loss = recipe.loss(restored.float(), clean[:, skipped : skipped + restored.shape[1]])
+            loss = recipe.objective(self._network, noisy, clean, progress)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._trained.values(), recipe.gradient_clip)
@@ -202,7 +210,7 @@ class _Run:
             clean = torch.cat([held.crops(rng, 1, 144) for _ in range(16)])
         else:
             clean = held.clip_crops(rng, 8, self._recipe.frames, 96, 0.0)
-        trained = {name: value.detach().clone() for name, value in self._state().items()}
+        trained = self._copy_of_state()
         self._load(self._average)
         self._network.eval()
         psnrs = []
@@ -236,9 +244,22 @@ class _Run:
         return report
 
     def _state(self) -> dict[str, Tensor]:
-        """Weights and statistics that this run makes; frozen parts have a file of their own."""
-        state = self._network.state_dict(keep_vars=True)
-        return {name: value for name, value in state.items() if name.split(".")[0] not in self._frozen}
+        state: dict[str, Tensor] = self._network.state_dict(keep_vars=True)
+        return state
+
+    def _copy_of_state(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self._state().items()}
+
+    def _load_part(self, part: nn.Module, path: Path) -> None:
+        """Fill a part of the network with finished weights; those that the file does not hold stay as they are."""
+        with safe_open(path, framework="pt", device=self._device) as file:
+            self._earlier[path.stem] = file.metadata() or {}
+        try:
+            unknown = part.load_state_dict(load_file(path, device=self._device), strict=False).unexpected_keys
+        except RuntimeError as err:
+            raise ValueError(f"{path.name} does not fit the network: {err}") from err
+        if unknown:
+            raise ValueError(f"{path.name} does not fit the network: it has no {unknown[0]}")
 
     def _load(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -255,15 +276,16 @@ class _Run:
                 tensors[f"second_moment.{name}"] = state["exp_avg_sq"].contiguous()
         path = self._checkpoint_path()
         unfinished = path.with_suffix(".part")
-        save_file(tensors, unfinished, metadata={"step": str(self._step), "seconds": str(self._seconds)})
+        facts = {"step": str(self._step), "seconds": str(self._seconds), "started_from": json.dumps(self._earlier)}
+        save_file(tensors, unfinished, metadata=facts)
         unfinished.replace(path)
 
     def _checkpoint_path(self) -> Path:
         return self._out.with_suffix(".checkpoint.safetensors")
 
 
-def add_noise(clean: Tensor, sigma: tuple[float, float], *, seed: int) -> Tensor:
-    """Additive white Gaussian noise, neither clipped nor rounded; one level for all frames of an example.
+def add_noise(clean: Tensor, sigma: tuple[float, float], *, seed: int, recorded_share: float = 0.0) -> Tensor:
+    """Additive white Gaussian noise, one level for all frames of an example.
 
     Levels are uniform over the range and stratified over the batch: every batch has its share of weak and of strong
     noise. Drawn freely, the mean power of a small batch would jump, and batch normalisation with it.
@@ -272,13 +294,18 @@ def add_noise(clean: Tensor, sigma: tuple[float, float], *, seed: int) -> Tensor
         clean: [N, T, 3, H, W] in [0, 1].
         sigma: the range of levels, on the scale of `clean`.
         seed: of the levels and of the noise.
+        recorded_share: of the examples, at random, that are then clipped and rounded as 8-bit files are. Clipping lifts
+            shadows and dims lights: a network that has never seen it takes the shift for the picture.
     """
     generator = torch.Generator(clean.device).manual_seed(seed)
     count = len(clean)
     order = torch.randperm(count, generator=generator, device=clean.device)
     share = (order + torch.rand(count, generator=generator, device=clean.device)) / count
     level = (sigma[0] + (sigma[1] - sigma[0]) * share).view(-1, 1, 1, 1, 1)
-    return clean + level * torch.randn(clean.shape, generator=generator, device=clean.device)
+    noisy = clean + level * torch.randn(clean.shape, generator=generator, device=clean.device)
+    is_recorded = torch.rand(count, generator=generator, device=clean.device) < recorded_share
+    recorded = (noisy.clamp(0, 1) * 255).round() / 255
+    return torch.where(is_recorded.view(-1, 1, 1, 1, 1), recorded, noisy)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
