@@ -331,6 +331,17 @@ def test_ten_bits_are_kept(codec, encoder, tmp_path, target):
     assert first_frame(target).format.name == "yuv420p10le"
 
 
+def test_no_encoder_makes_threads_more_urgent_than_its_callers(source, target):
+    """Only where it may, as root, does the AV1 encoder try."""
+    tasks = Path("/proc/self/task")
+    if not tasks.exists():
+        pytest.skip("no /proc here")
+    with VideoReader(source, LIMITS) as reader, VideoWriter(target, reader, format="mp4", codec="av1") as writer:
+        for frame in reader:
+            writer.write(frame)
+        assert {os.sched_getscheduler(int(task.name)) for task in tasks.iterdir()} == {os.SCHED_OTHER}
+
+
 def test_ten_bits_in_a_codec_of_eight_are_named_as_lost(tmp_path, target):
     path = make_video(tmp_path / "in.mp4", pixel_format="yuv420p10le")
     assert "10 bit depth" in copied(path, target, "webm", "vp9").lost

@@ -6,18 +6,20 @@ not by guessing, only that one is allowed, no protocol is, and the bytes come fr
 `io_open` that refuses.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
+from itertools import chain
 from types import TracebackType
 from typing import BinaryIO, NoReturn, Self
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from service.errors import BadInput, FrameTooLarge
+from service.errors import BadInput, FrameTooLarge, Indivisible
 from service.job import InputFacts
 from service.media.sniff import HEAD_BYTES, check_pixels, content_type_of, unknown_format
 from service.settings import Settings
@@ -112,20 +114,22 @@ class OpenVideo:
         size = file.seek(0, 2)  # before the demuxer counts on the position
         self.container, content_type = open_container(file)
         try:
-            self.stream = _video_track(self.container)
+            self.stream = video_track(self.container)
             context = self.stream.codec_context
             check_pixels("video frame", context.width, context.height, settings.max_frame_pixels)
-            self._check_count(self.stream.frames)
+            check_count(self.stream.frames, self._most_frames)
             # Headers lie; this bound is enforced by the decoder itself, for every frame.
             context.options = {"max_pixels": str(settings.max_frame_pixels)}
             context.thread_count = threads
             context.thread_type = "AUTO"
-            self._frames = self._decode()
+            self._begun: set[int | None] = set()  # times of the packets that the first frame took
+            self._frames = self._decode(self._from_the_first())
             self.first = next(self._frames)
             check_pixels("video frame", self.first.width, self.first.height, settings.max_frame_pixels)
         except BaseException:
             self.container.close()
             raise
+        self.time_base: Fraction = self.stream.time_base or Fraction(1, 90000)
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.rate: Fraction | None = Fraction(rate) if rate else None
         self.facts = InputFacts(
@@ -158,22 +162,60 @@ class OpenVideo:
         """
         yield self.first
         for index, frame in enumerate(self._frames, start=1):
-            size, first = f"{frame.width}x{frame.height}", f"{self.first.width}x{self.first.height}"
-            if size != first:
-                raise BadInput(f"frame {index} is {size}; the first is {first}")
-            self._check_count(index + 1)
+            self._check_size(frame, f"frame {index}")
+            check_count(index + 1, self._most_frames)
             yield frame
 
-    def _decode(self) -> Generator[VideoFrame]:
+    def frames_from(self, key: int, seek: int | None) -> Iterator[VideoFrame]:
+        """Frames as they come where decoding begins at a key frame, instead of `frames`.
+
+        It may begin earlier. Frames that are shown before the key frame may come too, and may be wrong.
+
+        Args:
+            key: Presentation time of the key frame, in the track's time base.
+            seek: The moment to seek to, so that the key frame is not far ahead; None goes through all packets.
+
+        Raises:
+            Indivisible: There is no such key frame from there on.
+            BadInput: A frame cannot be decoded, or changes size.
+        """
+        if key in self._begun:
+            yield from self.frames()
+            return
+        self._frames.close()
+        try:
+            if seek is None:
+                self.stream.codec_context.flush_buffers()
+            else:
+                self.container.seek(seek, stream=self.stream)
+            packets = self.container.demux(self.stream)
+            entry = next((packet for packet in packets if packet.pts == key and packet.is_keyframe), None)
+        except av.FFmpegError as err:
+            raise Indivisible(f"the container cannot be read from the middle{_because(err)}") from None
+        if entry is None:
+            raise Indivisible(f"the key frame at {key} is not found again")
+        self._frames = self._decode(chain([entry], packets), after=key)
+        for frame in self._frames:
+            self._check_size(frame, f"the frame at {frame.pts}")
+            yield frame
+
+    def _from_the_first(self) -> "Iterator[Packet[VideoStream]]":
+        for packet in self.container.demux(self.stream):
+            if not hasattr(self, "first"):
+                self._begun.add(packet.pts)
+            yield packet
+
+    def _decode(self, packets: "Iterable[Packet[VideoStream]]", after: int | None = None) -> Generator[VideoFrame]:
+        """Frames of packets; `after` is the time of the key frame that they begin with, if not with the first."""
         good = 0
         trouble: Exception | None = None
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in packets:
                 try:
                     frames = packet.decode()
                 except (av.FFmpegError, ValueError) as err:
                     trouble = err
-                    if good:
+                    if good or after is not None:
                         break
                     # A recording cut anywhere may begin with packets whose key frame is missing: they are no loss.
                     continue
@@ -182,7 +224,7 @@ class OpenVideo:
                     yield frame
         except av.FFmpegError as err:
             trouble = err
-        if not good:
+        if not good and after is None:
             raise BadInput(f"not one frame can be decoded{_because(trouble)}")
         if trouble is None:
             return
@@ -194,14 +236,21 @@ class OpenVideo:
         for frame in rest:
             good += 1
             yield frame
-        raise BadInput(f"frame {good} cannot be decoded{_because(trouble)}")
+        begin = "" if after is None else f", counted from {float(after * self.time_base):.3f} s,"
+        raise BadInput(f"frame {good}{begin} cannot be decoded{_because(trouble)}")
 
-    def _check_count(self, frames: int) -> None:
-        if frames > self._most_frames:
-            raise FrameTooLarge(f"video has at least {frames} frames; at most {self._most_frames} are accepted")
+    def _check_size(self, frame: VideoFrame, name: str) -> None:
+        size, first = f"{frame.width}x{frame.height}", f"{self.first.width}x{self.first.height}"
+        if size != first:
+            raise BadInput(f"{name} is {size}; the first is {first}")
 
 
-def _video_track(container: InputContainer) -> VideoStream:
+def check_count(frames: int, most: int) -> None:
+    if frames > most:
+        raise FrameTooLarge(f"video has at least {frames} frames; at most {most} are accepted")
+
+
+def video_track(container: InputContainer) -> VideoStream:
     """The first video track that is no cover picture."""
     pictures = Disposition.attached_pic
     for stream in container.streams.video:

@@ -122,7 +122,7 @@ class Tracks:
 def _can_hold(muxer: str, stream: Stream) -> bool:
     """Whether a container takes a track: found by writing a header, for the muxers' own lists promise too much."""
     try:
-        with av.open(_Sink(), "w", format=muxer) as trial:
+        with av.open(Sink(), "w", format=muxer) as trial:
             trial.add_stream_from_template(stream)
             trial.start_encoding()
     except (av.FFmpegError, ValueError):
@@ -130,7 +130,7 @@ def _can_hold(muxer: str, stream: Stream) -> bool:
     return True
 
 
-class _Sink:
+class Sink:
     """A file that keeps nothing."""
 
     def __init__(self) -> None:

@@ -1,0 +1,259 @@
+"""How is an encoder set up so that its video is like the one that the frames came from?"""
+
+import contextlib
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder otherwise writes a banner to standard error for every file
+
+import av
+from av.container import OutputContainer
+from av.packet import Packet
+from av.sidedata.sidedata import SideData, SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
+from av.video.format import VideoFormat
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from service.errors import BadInput
+from service.media.colour import Pixels, depth_of, from_rgb, nearest_pixel_format, tags_for
+from service.media.formats import CODECS
+from service.media.opening import OpenVideo
+from service.media.tracks import foreign_tags
+
+MUXERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm"}
+MILLISECOND_MUXERS = ("mkv", "webm")
+_TELLS_ASPECT = ("h264", "hevc")  # codecs that carry the shape of pixels in their own headers
+_TASKS = Path("/proc/self/task")  # the threads of this process, on Linux
+_MAX_RATE = 240  # what AV1's encoder accepts; a rate is only a hint where every frame has its time
+# The disk's fault and not the input's: another try may go better.
+_STORAGE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.EACCES,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    name: str
+    options: dict[str, str]
+    whole_chroma: bool = False  # its sizes must be multiples of the chroma subsampling
+    smallest: tuple[int, int] = (1, 1)  # width and height
+
+
+# The denoiser needs the machine more than the encoder does, so presets are fast throughout. Measured on 960x540 camera
+# video (ms of CPU a frame, relative size): x264 veryfast 7 and 1.0, faster 12 and 1.2, medium 19 and 1.2; VP9 realtime
+# 12 and 1.1, good 43 and 0.9; x265 veryfast 25 and 0.6; SVT-AV1 9 10 and 0.8.
+# x265 writes beyond its buffers where frames are up to 48 pixels wide, and SVT-AV1 fails where they are up to 18, and
+# neither says so (PyAV 18.1, seen with glibc's malloc checks): both are given whole blocks.
+# x265 notes its options and the processor beside the parameter sets (info); segments from several machines could then
+# not be joined, for these must be equal.
+_SPECS = {
+    "h264": _Spec("libx264", {"preset": "veryfast"}, whole_chroma=True),
+    "hevc": _Spec(
+        "libx265", {"preset": "veryfast", "x265-params": "log-level=none:info=0"}, whole_chroma=True, smallest=(64, 64)
+    ),
+    "av1": _Spec("libsvtav1", {"preset": "9"}, smallest=(64, 64)),
+    "vp9": _Spec("libvpx-vp9", {"deadline": "realtime", "cpu-used": "5", "row-mt": "1"}),
+    "ffv1": _Spec("ffv1", {"level": "3", "slicecrc": "1"}),
+}
+
+_MEANINGFUL = {  # data beside a frame that a viewer would miss, and that new frames do not have
+    SideDataType.MASTERING_DISPLAY_METADATA: "HDR mastering display",
+    SideDataType.CONTENT_LIGHT_LEVEL: "HDR content light level",
+    SideDataType.DYNAMIC_HDR_PLUS: "HDR10+ metadata",
+    SideDataType.DOVI_METADATA: "Dolby Vision metadata",
+    SideDataType.A53_CC: "closed captions",
+}
+
+
+class Encoder:
+    """The picture track of a file that is being written, and the encoder that fills it."""
+
+    def __init__(self, out: OutputContainer, like: OpenVideo, *, container: str, codec: str, crf: int | None) -> None:
+        """Add the track to a file. `open` comes after all other tracks are added.
+
+        Args:
+            like: Gives size, colour, rotation, shape of pixels and tags.
+            container: The key into `VIDEOS` of the file that the packets end in.
+
+        Raises:
+            BadInput: The codec cannot hold frames of this size.
+        """
+        source, first, spec = like.stream, like.first, _SPECS[codec]
+        if first.width < spec.smallest[0] or first.height < spec.smallest[1]:
+            width, height = spec.smallest
+            raise BadInput(f"frames are {first.width}x{first.height}; {codec} needs at least {width}x{height}")
+        self.codec = codec
+        self.lost: list[str] = []
+        self._out = out
+        self._container = container
+        self._shape = (first.height, first.width, 3)
+        self._time_base = like.time_base
+        self._step = max(1, round(1 / (like.rate * like.time_base))) if like.rate else 1
+        self._last_pts: int | None = None
+        self._reformatter = VideoReformatter()
+        options = dict(spec.options)
+        quality = CODECS[codec].crf if crf is None else crf
+        if quality is not None:
+            options["crf"] = str(quality)
+        rate = min(like.rate or Fraction(25), Fraction(_MAX_RATE))
+        stream = out.add_stream(spec.name, rate=rate, options=options)
+        assert isinstance(stream, VideoStream)
+        self.stream = stream
+        context = stream.codec_context
+        context.width, context.height = first.width, first.height
+        self.pixel_format = nearest_pixel_format(spec.name, first, whole_chroma=spec.whole_chroma)
+        context.pix_fmt = self.pixel_format
+        self._tags, self._coding = tags_for(first, self.pixel_format)
+        self._tags.put_on(context)
+        context.time_base = stream.time_base = like.time_base
+        context.thread_count = 0
+        context.thread_type = "AUTO"
+        aspect = source.sample_aspect_ratio
+        if aspect:
+            context.sample_aspect_ratio = aspect
+            if aspect != 1 and container in MILLISECOND_MUXERS and codec not in _TELLS_ASPECT:
+                self.lost.append(f"pixel aspect ratio {aspect}")  # PyAV cannot set it on the track itself
+        if codec == "hevc" and container in ("mp4", "mov"):
+            context.codec_tag = "hvc1"  # the only one of its two names that Apple's players know
+        matrix = _display_matrix(first)
+        if matrix:
+            stream.set_display_matrix(matrix)
+        stream.metadata.update(foreign_tags(source.metadata))
+        stream.disposition = source.disposition & ~Disposition.attached_pic
+        depth = depth_of(first.format)
+        if depth_of(VideoFormat(self.pixel_format)) < min(depth, 16):
+            self.lost.append(f"{depth} bit depth")
+
+    @property
+    def wrote(self) -> bool:
+        """Whether a frame was put in."""
+        return self._last_pts is not None
+
+    @property
+    def extradata(self) -> bytes:
+        """Parameter sets, as the encoder tells them for the file's header; known from `open` on."""
+        return self.stream.codec_context.extradata or b""
+
+    @property
+    def reorder_frames(self) -> int:
+        """By how many frames packets may come out of order, as far as the encoder says; known from `open` on."""
+        return self.stream.codec_context.reorder_depth
+
+    def open(self) -> None:
+        """Open the encoder and write the file's header.
+
+        Raises:
+            BadInput: The encoder or the container does not take such a picture.
+        """
+        try:
+            with _no_real_time():
+                self._out.start_encoding()
+        except (av.FFmpegError, ValueError) as err:
+            height, width, _ = self._shape
+            what = f"{self.codec} in {self._container} cannot hold frames of {width}x{height}"
+            raise (failure(what, err) if isinstance(err, av.FFmpegError) else BadInput(what)) from None
+
+    def encode(self, pixels: Pixels, pts: int | None, time_base: Fraction, duration: int) -> "list[Packet[Any]]":
+        """Encode the next frame in presentation order; its time is kept exactly.
+
+        Returns:
+            What is ready, which may be packets of earlier frames, in decoding order and in the encoder's time base.
+
+        Raises:
+            BadInput: The encoder refuses it.
+        """
+        if pixels.shape != self._shape:
+            raise ValueError(f"frame is {pixels.shape}; the video is {self._shape}")
+        picture = from_rgb(pixels, self.pixel_format, self._coding, self._reformatter)
+        self._tags.put_on(picture)
+        picture.pts, picture.time_base = self._moment(pts, duration), time_base
+        picture.duration = duration
+        try:
+            return list(self.stream.encode(picture))
+        except av.FFmpegError as err:
+            raise failure(f"{self.codec} cannot encode a frame", err) from None
+
+    def finish(self) -> "list[Packet[Any]]":
+        """The packets that are left."""
+        if not self.wrote:
+            raise BadInput("no frame was written")
+        try:
+            return list(self.stream.encode(None))
+        except av.FFmpegError as err:
+            raise failure(f"{self.codec} cannot encode the last frames", err) from None
+
+    def _moment(self, pts: int | None, duration: int) -> int:
+        """The frame's own time; where it has none, or goes back, the next that an encoder accepts."""
+        if pts is None:
+            pts = 0 if self._last_pts is None else self._last_pts + (duration or self._step)
+        if self._last_pts is not None and pts <= self._last_pts:
+            pts = self._last_pts + 1
+            if "timestamps that do not increase" not in self.lost:
+                self.lost.append("timestamps that do not increase")
+        self._last_pts = pts
+        return pts
+
+
+def failure(what: str, err: av.FFmpegError) -> Exception:
+    """The input's fault, unless the disk is full or broken: then another try may go better."""
+    if err.errno in _STORAGE_ERRORS:
+        return OSError(err.errno, err.strerror)
+    return BadInput(f"{what}: {err.strerror}")
+
+
+@contextlib.contextmanager
+def _no_real_time() -> Iterator[None]:
+    """Take back the real-time priority that SVT-AV1, where it may, gives its threads and the one that opens it.
+
+    Seen as root with PyAV 18.1 (SCHED_FIFO, 99): heartbeats and all other work then wait until a video is encoded.
+    """
+    if not hasattr(os, "sched_setscheduler") or not _TASKS.exists():
+        yield
+        return
+    usual, param = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for task in _TASKS.iterdir():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                thread = int(task.name)
+                if usual != os.SCHED_FIFO and os.sched_getscheduler(thread) == os.SCHED_FIFO:
+                    os.sched_setscheduler(thread, usual, param)
+
+
+def lost_beside(like: OpenVideo) -> list[str]:
+    """What the source's frames carry, and new ones do not."""
+    lost = [_MEANINGFUL[side.type] for side in _beside(like.first) if side.type in _MEANINGFUL]
+    has_alpha = any(component.is_alpha for component in like.first.format.components)
+    if has_alpha or like.stream.metadata.get("alpha_mode") == "1":
+        lost.append("transparency")
+    if like.first.interlaced_frame:
+        lost.append("interlacing flags")
+    return lost
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
+    """How the picture is to be turned and mirrored for display, as containers say it."""
+    for side in _beside(frame):
+        if side.type == SideDataType.DISPLAYMATRIX:
+            return struct.unpack("=9i", bytes(side))
+    return None
+
+
+def _beside(frame: VideoFrame) -> Iterator[SideData]:
+    return iter(cast("SideDataContainer", frame.side_data))  # its stub says a dictionary
