@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.catalogue import CATALOGUE, find
-from models.errors import QuietframeError
+from models.errors import NeedsExtra, QuietframeError
 from service.settings import Settings
 
 app = typer.Typer(
@@ -40,7 +40,9 @@ Port = Annotated[int | None, typer.Option(envvar="QUIETFRAME_PORT", help="HTTP p
 DataDir = Annotated[
     Path | None, typer.Option(envvar="QUIETFRAME_DATA_DIR", help="Blobs and queue live here. [quietframe-data]")
 ]
-Workers = Annotated[int | None, typer.Option(envvar="QUIETFRAME_WORKERS", help="Worker processes. [1]")]
+Workers = Annotated[
+    int | None, typer.Option(envvar="QUIETFRAME_WORKERS", help="Worker processes; 0: one per NVIDIA GPU, else one. [1]")
+]
 RedisUrl = Annotated[
     str | None, typer.Option(envvar="QUIETFRAME_REDIS_URL", help="Redis to use; without it serve starts its own.")
 ]
@@ -56,6 +58,9 @@ def serve(
     from service.serve import serve as run
 
     settings = _settings(host=host, port=port, data_dir=data_dir, workers=workers, redis_url=redis_url)
+    if settings.redis_url is not None:
+        _needs_redis(settings.redis_url)
+    _check_store(settings)
     _log_to_stderr(settings)
 
     def on_ready(base_url: str) -> None:
@@ -81,16 +86,36 @@ def api(host: Host = None, port: Port = None, data_dir: DataDir = None, redis_ur
 
 
 @app.command()
-def worker(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
-    """Run one worker process, over a Redis."""
-    from service.worker import Stop, Worker
+def worker(data_dir: DataDir = None, workers: Workers = None, redis_url: RedisUrl = None) -> None:
+    """Run the workers of this machine, over a Redis; those that die are started again."""
+    from service.supervise import run_workers
 
-    settings = _settings(data_dir=data_dir, redis_url=_needs_redis(redis_url))
+    url = _needs_redis(redis_url)
+    settings = _settings(data_dir=data_dir, workers=workers, redis_url=url)
+    _check_store(settings)
+    _log_to_stderr(settings)
+    run_workers(settings, url, stop=Event())
+
+
+@app.command("worker-process", hidden=True)
+def worker_process(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """Be one of the workers that `serve` and `worker` keep running."""
+    from service.processes import CANNOT_RUN_HERE
+    from service.worker import Stop, Worker
+    from trtbuild.engine import BackendUnavailable
+
+    url = _needs_redis(redis_url)
+    settings = _settings(data_dir=data_dir, redis_url=url)
     _log_to_stderr(settings)
     stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.ask(settings.drain_s))
-    if not Worker(settings, settings.redis_url or "").run(stop):
+    try:
+        went_well = Worker(settings, url).run(stop)
+    except (BackendUnavailable, NeedsExtra) as problem:
+        err.print(f"quietframe: {problem}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(CANNOT_RUN_HERE) from None
+    if not went_well:
         raise typer.Exit(1)
 
 
@@ -184,6 +209,9 @@ def train(
     out_file: Annotated[Path, typer.Option("--out", help="The .safetensors file to write.")],
     minutes: Annotated[float, typer.Option(help="Training time in all; a resumed run counts its earlier parts.")] = 60,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside OUT.")] = False,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Finished weights of an earlier run to begin with, such as the shipped ones.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; one is fastest on a shared machine.")] = 1,
 ) -> None:
@@ -206,6 +234,7 @@ def train(
         out_file,
         minutes=minutes,
         resume=resume,
+        start_from=start_from,
         device=device,
         threads=threads,
         on_report=tell,
@@ -358,16 +387,25 @@ def _settings(**said: Any) -> Settings:
         ) from None
 
 
+def _check_store(settings: Settings) -> None:
+    """Told here a wrong URL is one line; told by each process that is kept running it would be many."""
+    if settings.blob_url is not None:
+        from service.blobs import open_store
+
+        open_store(settings)
+
+
 def _needs_redis(redis_url: str | None) -> str:
+    from service.broker.link import check_url
+
     if not redis_url:
         raise typer.BadParameter("--redis-url or QUIETFRAME_REDIS_URL is needed; `quietframe serve` starts its own")
+    check_url(redis_url)
     return redis_url
 
 
 def _needs_torch() -> None:
     from importlib.util import find_spec
-
-    from models.errors import NeedsExtra
 
     if find_spec("torch") is None:
         raise NeedsExtra("training needs torch, which is not installed: pip install 'quietframe[torch]'")

@@ -38,6 +38,14 @@ class IdempotencyConflict(QuietframeError):
 class QueueFull(QuietframeError):
     """Too many jobs are waiting."""
 
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        """
+        Args:
+            retry_after_s: when what waits now should be done; None where nobody knows.
+        """
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class NotReady(QuietframeError):
     """The service cannot take work now: the broker is away, or no worker is up."""
@@ -45,6 +53,10 @@ class NotReady(QuietframeError):
 
 class LeaseLost(QuietframeError):
     """Another worker has the job now; what this one made of it must not be kept."""
+
+
+class Indivisible(QuietframeError):
+    """A video cannot be worked on in parts: it must be done as one."""
 
 
 class JobCancelled(QuietframeError):

@@ -18,6 +18,7 @@ from service.errors import BadInput, NotReady, UnknownFormat
 from service.job import InputFacts, Job, Lane, Options, new_job_id
 from service.media import formats, probe, sniff
 from service.settings import Settings
+from service.webhooks.target import target_of
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Asked:
     options: Options
     model: str = "auto"
     reference: BinaryIO | None = None
+    webhook_url: str | None = None  # who is told when it is over
     waited_for: bool = False  # somebody stays on the line, so it goes before what nobody waits for
 
 
@@ -68,6 +70,7 @@ class Intake:
         """
         if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
             raise BadInput("the idempotency key must be 1 to 255 visible ASCII characters; a UUID is a good one")
+        self._check_webhook(asked.webhook_url)
         spec = catalogue.find(asked.model, asked.kind)
         check_options(asked.kind, spec, asked.options)
 
@@ -95,9 +98,19 @@ class Intake:
             input=facts,
             name=safe_stem(asked.name) or asked.kind,
             created_at=time.time(),
+            webhook=asked.webhook_url,
         )
         idempotency = (idempotency_key, _fingerprint(asked, blob, reference)) if idempotency_key else None
         return await self._queue.put(job, idempotency=idempotency)
+
+    def _check_webhook(self, url: str | None) -> None:
+        """By how it is written; its addresses are judged when it is called, as they are then."""
+        if url is None:
+            return
+        settings = self._settings
+        if settings.webhook_secret is None:
+            raise BadInput("webhook_url is set, and this service sends no webhooks; follow the job, or poll it")
+        target_of(url, allow_http=settings.webhook_allow_http, allow_private=settings.webhook_allow_private)
 
     async def _take_in(self, kind: Kind, content: BinaryIO) -> tuple[Blob, InputFacts]:
         """Look at the header, and at a video's first frame, then store the bytes; what is refused is never stored."""
@@ -169,4 +182,6 @@ def _head_of(content: BinaryIO) -> bytes:
 def _fingerprint(asked: Asked, blob: Blob, reference: Blob | None) -> str:
     """What makes two requests the same: all that shapes the result. The file's name does not."""
     parts = [asked.kind, asked.model, asked.options.model_dump(), blob.sha256, reference.sha256 if reference else None]
+    if asked.webhook_url is not None:  # it shapes no result, but who asks for another call has asked for another thing
+        parts.append(asked.webhook_url)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

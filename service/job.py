@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+UNTOLD_FRAMES = 250  # what a video is taken for whose header does not tell its length
 JOB_ID_PATTERN = r"^[0-9a-f]{32}$"
 
 
@@ -30,7 +31,8 @@ class Lane(StrEnum):
 
     IMAGE_INTERACTIVE = "image.interactive"  # somebody waits on the line
     IMAGE_BATCH = "image.batch"
-    VIDEO = "video"
+    VIDEO = "video"  # whole videos: dividing, joining, and those too short to divide
+    VIDEO_PART = "video.part"
 
 
 class _Frozen(BaseModel):
@@ -76,10 +78,33 @@ class Job(_Frozen):
     input: InputFacts
     name: str  # a safe stem for the result's file name
     created_at: float  # seconds since 1970
+    webhook: str | None = None  # who is told of the end; for senders only, its path may hold a secret of the receiver's
+
+    @property
+    def pixels(self) -> int:
+        """To denoise, as far as the header tells."""
+        frames = 1 if self.kind == "image" else self.input.frames or UNTOLD_FRAMES
+        return self.input.width * self.input.height * frames
+
+    @property
+    def compat(self) -> str:
+        """Jobs that share it could share an engine call."""
+        return f"{self.model}/{'told' if self.options.sigma is not None else 'blind'}"
 
     @property
     def blobs(self) -> list[str]:
         return [blob for blob in (self.input_blob, self.reference_blob) if blob]
+
+
+class Part(_Frozen):
+    """A run of a video's frames that is denoised, retried and resumed by itself."""
+
+    index: int
+    frames: int  # that it yields
+    lead: int  # frames decoded before them because the network's window reaches so far; 0 only where the video begins
+    trail: int  # the same behind them; 0 only where the video ends
+    begin: int  # presentation time of the first frame decoded, in the video track's time base
+    end: int  # of the last one
 
 
 class Progress(_Frozen):
@@ -131,6 +156,28 @@ class Outcome(_Frozen):
     lost: list[str] = []  # what of the input the result could not keep
 
 
+class PartOutcome(_Frozen):
+    """What a worker hands in of a part: its encoded frames, and what was learnt on the way."""
+
+    blob: str
+    frames: int
+    removed_power: float  # sum of squares of what was taken out, [0, 1] scale
+    values: int  # that the sum is over
+    seconds: StageSeconds
+    backend: str
+    precision: str
+    lost: list[str] = []
+
+
+class Preview(_Frozen):
+    """A picture of how the result will look."""
+
+    blob: str
+    content_type: str
+    bytes: int
+    sha256: str
+
+
 class Record(BaseModel):
     """All that the broker keeps of a job."""
 
@@ -144,6 +191,7 @@ class Record(BaseModel):
     expires_at: float | None = None
     progress: Progress = Progress()
     outcome: Outcome | None = None
+    preview: Preview | None = None
     error: dict[str, Any] | None = None
 
 
@@ -185,6 +233,9 @@ class JobDocument(BaseModel):
     input: InputFacts = Field(description="What came in.")
     options: Options = Field(description="How it was asked for.")
     metrics: Metrics | None = Field(None, description="Measured when it succeeded.")
+    preview: ResultLink | None = Field(
+        None, description="A video's first frame, restored; there within seconds of a worker's taking it."
+    )
     result: ResultLink | None = Field(None, description="Present when it succeeded.")
     error: ProblemDocument | None = Field(None, description="Present when it failed.")
 
@@ -202,6 +253,12 @@ def document_of(record: Record) -> JobDocument:
         link = ResultLink(
             url=f"/jobs/{job.id}/result", content_type=made.content_type, bytes=made.bytes, sha256=made.sha256
         )
+    still = None
+    if record.preview and record.state is not JobState.EXPIRED:
+        seen = record.preview
+        still = ResultLink(
+            url=f"/jobs/{job.id}/preview", content_type=seen.content_type, bytes=seen.bytes, sha256=seen.sha256
+        )
     return JobDocument(
         id=job.id,
         kind=job.kind,
@@ -218,6 +275,7 @@ def document_of(record: Record) -> JobDocument:
         input=job.input.model_copy(update={"lost": outcome.lost}) if outcome else job.input,
         options=job.options,
         metrics=outcome.metrics if outcome else None,
+        preview=still,
         result=link,
         error=ProblemDocument.model_validate(record.error) if record.error else None,
     )

@@ -1,10 +1,59 @@
 """What an operator can set: environment variables `QUIETFRAME_*`, read once."""
 
+import base64
+import binascii
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.job import Lane
+
+_SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret, the start of each
+_SECRET_BYTES = range(24, 65)  # Standard Webhooks, "signature scheme"
+
+
+def _hidden(value: Any) -> Any:
+    """Wrap it up before anything can go wrong, for what goes wrong is told with the value; blank means unset."""
+    if isinstance(value, str):
+        return SecretStr(value) if value.strip(", \t\r\n") else None
+    return value
+
+
+def _keys_in(secrets: SecretStr | None) -> tuple[bytes, ...]:
+    """
+    Raises:
+        ValueError: one of them is none; the message does not show it.
+    """
+    texts = secrets.get_secret_value().replace(",", " ").split() if secrets else []
+    keys = []
+    for number, text in enumerate(texts, 1):
+        told = text.removeprefix(_SECRET_PREFIX)
+        try:
+            key = base64.b64decode(told + "=" * (-len(told) % 4), validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if told == text or len(key) not in _SECRET_BYTES:
+            raise ValueError(
+                f"secret {number} of {len(texts)} is not {_SECRET_PREFIX} followed by {_SECRET_BYTES.start} to "
+                f"{_SECRET_BYTES.stop - 1} bytes in base64"
+            )
+        keys.append(key)
+    return tuple(keys)
+
+
+def _checked(secrets: SecretStr | None) -> SecretStr | None:
+    _keys_in(secrets)
+    return secrets
+
+
+def _known_lanes(text: str) -> str:
+    """Blank means all."""
+    names = text.replace(",", " ").split() or list(Lane)
+    if unknown := [name for name in names if name not in set(Lane)]:
+        raise ValueError(f"there is no lane {unknown[0]!r}; known are {', '.join(Lane)}")
+    return ",".join(names)
 
 
 class Settings(BaseSettings):
@@ -15,13 +64,49 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the HTTP server listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP server; 0 takes a free one.")
     data_dir: Path = Field(Path("quietframe-data"), description="Where blobs and the embedded queue live.")
-    workers: int = Field(1, ge=1, le=64, description="Worker processes that `serve` starts.")
-    redis_url: str | None = Field(
-        None, description="redis:// or unix:// URL; without it `serve` starts its own server."
+    workers: int = Field(
+        1, ge=0, le=64, description="Worker processes of this machine; 0 means one for each NVIDIA GPU, or one."
     )
+    worker_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory a worker may hold (Linux); one with more is killed, its jobs tried again. 0: no bound.",
+    )
+    lanes: Annotated[str, AfterValidator(_known_lanes)] = Field(
+        ",".join(Lane), description="Lanes that workers take work from, a comma between."
+    )
+    redis_url: str | None = Field(
+        None,
+        repr=False,  # it may hold a password
+        description="redis://, rediss://, unix:// or redis+sentinel:// URL; without it `serve` starts its own server.",
+    )
+
+    blob_url: str | None = Field(
+        None,
+        repr=False,  # no password belongs in it, but one may have got there
+        description="Where blobs live instead: s3://bucket/prefix, gs://..., az://..., or file:///directory.",
+    )
+    blob_endpoint: str | None = Field(
+        None, repr=False, description="Server of an S3 that is not Amazon's, such as MinIO: https://host:port."
+    )
+    blob_allow_http: bool = Field(False, description="Whether that server may be spoken to without TLS.")
+    blob_patience_s: float = Field(10.0, gt=0, le=240, description="How long a failing request to a bucket is retried.")
+    blob_cache_bytes: int = Field(
+        8 * 1024**3, ge=0, description="Copies of a bucket's blobs kept in the data directory, beside those in use."
+    )
+    result_redirect: bool = Field(
+        False, description="Whether results are fetched from the bucket itself, by a signed URL, where it is an S3."
+    )
+    redirect_ttl_s: float = Field(600.0, ge=1, le=7 * 24 * 3600, description="How long such a URL may be used.")
 
     backend: Literal["auto", "openvino", "torch"] = Field("auto", description="What runs the networks.")
     threads: int = Field(0, ge=0, description="CPU threads of a worker's engine; 0 takes all cores.")
+    part_frames: int | None = Field(
+        None,
+        ge=8,
+        le=100_000,
+        description="Frames of the parts that long videos are done in; unset goes by their size.",
+    )
     tile_px: int = Field(768, ge=256, le=4096, multiple_of=64, description="Side of a tile; larger frames are cut.")
 
     max_upload_bytes: int = Field(2 * 1024**3, ge=1024, description="Largest request body.")
@@ -39,4 +124,37 @@ class Settings(BaseSettings):
         7 * 24 * 3600, gt=0, description="How long a job is remembered after its result is gone."
     )
 
+    # Left out of every dump: child processes inherit the variable itself, and nothing else needs the value.
+    webhook_secret: Annotated[SecretStr | None, AfterValidator(_checked), BeforeValidator(_hidden)] = Field(
+        None,
+        exclude=True,
+        repr=False,
+        description="What webhooks are signed with, whsec_ and base64; two with a blank between while one replaces the "
+        "other. Unset: no webhooks.",
+    )
+    webhook_allow_http: bool = Field(False, description="Whether webhooks may go over http:// too.")
+    webhook_allow_private: bool = Field(
+        False, description="Whether webhooks may go to loopback and private networks too: for closed networks."
+    )
+    webhook_ca_file: Path | None = Field(
+        None, description="Certificate authorities (PEM) that receivers may be known by, beside the system's."
+    )
+    webhook_timeout_s: float = Field(20.0, gt=0, le=60, description="How long one try of a webhook may take in all.")
+    webhook_max_attempts: int = Field(12, ge=1, le=100, description="Times a webhook is tried before it is given up.")
+    webhook_retry_s: float = Field(
+        5.0,
+        gt=0,
+        description="Pause after a webhook's first failure; threefold after each further one, up to six hours.",
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+
+    @property
+    def worker_lanes(self) -> frozenset[Lane]:
+        """Which lanes workers take work from."""
+        return frozenset(map(Lane, self.lanes.split(",")))
+
+    @property
+    def webhook_keys(self) -> tuple[bytes, ...]:
+        """What webhooks are signed with; none where they are off."""
+        return _keys_in(self.webhook_secret)

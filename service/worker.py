@@ -4,6 +4,7 @@ A worker process has a few slots, each a thread with a lease of its own: while o
 decode and encode. Images have slots to themselves, so a long video never stands in their way.
 """
 
+import errno
 import io
 import logging
 import os
@@ -12,24 +13,35 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
-from service.blobs import BlobStore, FileStore
+from service.blobs import Blob, BlobStore, open_store
 from service.broker.card import ModelReady, WorkerCard
 from service.broker.janitor import Janitor
 from service.broker.lease import Lease, LeaseClient
-from service.errors import BadInput, JobCancelled, LeaseLost, NotReady, problem_of
-from service.job import Lane, Outcome, Progress, Result
+from service.errors import BadInput, Indivisible, JobCancelled, LeaseLost, NotReady, problem_of
+from service.job import Job, Lane, Outcome, Part, PartOutcome, Preview, Progress, Result
+from service.media.still import CONTENT_TYPE as STILL_TYPE
+from service.pipeline.denoiser import Denoiser
 from service.pipeline.images import DenoisedImage, denoise_image
 from service.pipeline.progress import OnProgress
 from service.pipeline.shelf import Shelf
 from service.pipeline.turns import Urgency
-from service.pipeline.videos import DenoisedVideo, denoise_video
+from service.pipeline.videos import (
+    DenoisedVideo,
+    denoise_part,
+    denoise_video,
+    join_parts,
+    plan_parts,
+    still_of,
+)
 from service.settings import Settings
+from service.webhooks.delivery import Courier
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +49,23 @@ log = logging.getLogger(__name__)
 SLOTS: tuple[tuple[Lane, ...], ...] = (
     (Lane.IMAGE_INTERACTIVE, Lane.IMAGE_BATCH),
     (Lane.IMAGE_INTERACTIVE, Lane.IMAGE_BATCH),
-    (Lane.VIDEO,),
+    (Lane.VIDEO, Lane.VIDEO_PART),
 )
+TAKE_TURNS = {Lane.VIDEO, Lane.VIDEO_PART}  # neither new videos nor those begun may keep the others waiting
 WAIT_S = 2.0  # a blocking read lasts no longer, so that a stop is seen
 REPORT_EVERY_S = 0.1
 RECONNECT_S = 1.0
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ROOM_PAUSE_S = 2.0
+MOST_PAUSES = 100  # then its attempts count: what never finds room must end too
 _OWN_SPOOL = f"video-{socket.gethostname()}."  # then the process, so that a killed worker's files are known as such
-URGENCY = {Lane.IMAGE_INTERACTIVE: Urgency.INTERACTIVE, Lane.IMAGE_BATCH: Urgency.BATCH, Lane.VIDEO: Urgency.VIDEO}
+URGENCY = {Lane.IMAGE_INTERACTIVE: Urgency.INTERACTIVE, Lane.IMAGE_BATCH: Urgency.BATCH}
+
+
+def slots_for(wanted: Collection[Lane]) -> list[list[Lane]]:
+    """The lanes that each slot looks at; slots that would look at none are left out."""
+    slots = [[lane for lane in lanes if lane in wanted] for lanes in SLOTS]
+    return [lanes for lanes in slots if lanes]
 
 
 class _HandBack(Exception):
@@ -68,7 +90,7 @@ class Worker:
     def __init__(self, settings: Settings, broker_url: str) -> None:
         self._settings, self._url = settings, broker_url
         self._id = f"{socket.gethostname()}-{os.getpid()}-{random.randrange(16**4):04x}"  # noqa: S311 - a name
-        self._blobs: BlobStore = FileStore(settings.data_dir / "blobs")
+        self._blobs: BlobStore = open_store(settings)
         self._spool = settings.data_dir / "spool"
         self._spool.mkdir(parents=True, exist_ok=True)
         _clear_after_the_dead(self._spool)
@@ -82,26 +104,31 @@ class Worker:
             BackendUnavailable: a denoiser cannot run here.
         """
         started = time.time()
+        slots = slots_for(self._settings.worker_lanes)
         ready = self._shelf.warm_up()
         card = WorkerCard(
             id=self._id,
             pid=os.getpid(),
             host=socket.gethostname(),
             started_at=started,
+            slots={lane: sum(lane in lanes for lanes in slots) for lane in Lane},
             models={name: ModelReady(backend=one.backend, precision=one.precision) for name, one in ready.items()},
             ready=True,
         )
         log.info("worker %s is ready: %s", self._id, ", ".join(f"{n} on {d.backend}" for n, d in ready.items()))
         janitor = Janitor(self._url, self._settings, self._blobs)
         threads = [Thread(target=janitor.run_forever, args=(stop.asked,), name="janitor")]
+        courier = Courier(self._url, self._settings)
+        threads += [Thread(target=courier.run_forever, args=(stop.asked,), name="webhooks")]
         threads += [
             Thread(target=self._slot, args=(number, lanes, card if number == 0 else None, stop), name=f"slot-{number}")
-            for number, lanes in enumerate(SLOTS)
+            for number, lanes in enumerate(slots)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(WAIT_S)  # a signal in the moment before a wait without end would not be heard
         janitor.close()
         return not self._failed
 
@@ -121,6 +148,8 @@ class Worker:
                         continue
                     if lease:
                         self._settle(client, lease, stop)
+                        if lease.lane in TAKE_TURNS:
+                            lanes = [*lanes[1:], *lanes[:1]]
         except Exception:
             # A worker that lives on with a slot less looks healthy and is not: end it all, and be started again.
             log.exception("slot %d died", number)
@@ -129,76 +158,181 @@ class Worker:
 
     def _settle(self, client: LeaseClient, lease: Lease, stop: Stop) -> None:
         """Every lease ends in exactly one way."""
-        job = lease.job
         try:
             try:
-                outcome = self._denoise(lease, _watched(client, lease, stop))
+                end = self._work(client, lease, _watched(client, lease, stop))
             except JobCancelled:
                 client.cancelled(lease)
             except _HandBack:
-                log.info("job %s: handed back, this worker stops", job.id)
+                log.info("job %s: handed back, this worker stops", lease.id)
                 client.release(lease)
+            except Indivisible as err:
+                log.warning("job %s: to be done as one: %s", lease.job.id, err)
+                client.undivide(lease)
             except BadInput as err:
                 # Trying again would fail again: straight to the dead letters.
                 client.bury(lease, problem_of(err))
             except LeaseLost:
                 raise
+            except NotReady as err:
+                # No fault of the job's: where its blobs are is away. The pause keeps it from going round in circles.
+                log.warning("job %s: handed back: %s", lease.id, err)
+                client.release(lease)
+                stop.asked.wait(RECONNECT_S)
             except Exception as err:
-                log.exception("job %s: attempt %d failed", job.id, lease.attempt)
-                client.retry(lease, err)
+                if _finds_no_room(err) and lease.fence - lease.attempt < MOST_PAUSES:
+                    log.warning("job %s: the disk is full: %s", lease.id, err)
+                    stop.asked.wait(ROOM_PAUSE_S)  # with the lease in hand, or others would try in vain at once
+                    client.release(lease)
+                else:
+                    log.exception("job %s: attempt %d failed", lease.id, lease.attempt)
+                    client.retry(lease, err)
             else:
-                client.ack(lease, outcome)
+                end()
         except LeaseLost:
-            log.warning("job %s: attempt %d was given to another worker", job.id, lease.attempt)
+            log.warning("job %s: attempt %d was given to another worker", lease.id, lease.attempt)
         except NotReady as err:
             # The lease runs out and the job is done again: at least once is what is promised.
-            log.warning("job %s: its end could not be told, the broker is away: %s", job.id, err)
+            log.warning("job %s: its end could not be told, the broker is away: %s", lease.id, err)
 
-    def _denoise(self, lease: Lease, on_progress: OnProgress) -> Outcome:
+    def _work(self, client: LeaseClient, lease: Lease, on_progress: OnProgress) -> Callable[[], None]:
+        """Do what the lease is for; what is returned hands it in."""
         job = lease.job
         denoiser = self._shelf.denoiser(job.model)
-        with ExitStack() as fetched:
-            source = fetched.enter_context(self._blobs.fetch(job.input_blob))
-            reference = fetched.enter_context(self._blobs.fetch(job.reference_blob)) if job.reference_blob else None
-            made: DenoisedImage | DenoisedVideo
+        with ExitStack() as kept:
+            source = kept.enter_context(self._blobs.fetch(job.input_blob))
             if job.kind == "image":
-                made = denoise_image(
-                    denoiser,
-                    source,
-                    job.options,
-                    self._settings,
-                    reference=reference,
-                    urgency=URGENCY[job.lane],
-                    on_progress=on_progress,
-                )
-                blob = self._blobs.put(io.BytesIO(made.data))
-            else:
-                with tempfile.TemporaryDirectory(prefix=f"{_OWN_SPOOL}{os.getpid()}-", dir=self._spool) as folder:
-                    target = Path(folder) / "result"
-                    made = denoise_video(
-                        denoiser,
-                        source,
-                        target,
-                        job.options,
-                        self._settings,
-                        reference=reference,
-                        on_progress=on_progress,
-                    )
-                    blob = self._blobs.put_file(target)
-        seconds = made.metrics.seconds.model_copy(update={"queue": lease.waited_s})
-        return Outcome(
-            result=Result(
-                blob=blob.name,
-                content_type=made.content_type,
-                bytes=blob.bytes,
-                sha256=blob.sha256,
-                file_name=f"{job.name}-denoised{made.suffix}",
-            ),
-            metrics=made.metrics.model_copy(update={"seconds": seconds}),
+                outcome = self._image(denoiser, lease, source, on_progress)
+                return lambda: client.ack(lease, outcome)
+            folder = tempfile.TemporaryDirectory(prefix=f"{_OWN_SPOOL}{os.getpid()}-", dir=self._spool)
+            target = Path(kept.enter_context(folder)) / "result"
+            if lease.part:
+                done = self._part(denoiser, lease, lease.part, source, target, on_progress)
+                return lambda: client.part_done(lease, done)
+            if lease.parts:
+                outcome = self._joined(client.parts_of(lease), lease, source, target)
+                return lambda: client.ack(lease, outcome)
+            parts = self._plan(denoiser, lease, source)
+            if len(parts) > 1:
+                self._show(client, lease, still_of(denoiser, source, job.options, self._settings))
+                pixels = job.input.width * job.input.height * sum(part.frames for part in parts)
+                client.divide(lease, parts, pixels)
+                return _nothing_more
+            outcome = self._video(denoiser, lease, source, target, on_progress, partial(self._show, client, lease))
+            return lambda: client.ack(lease, outcome)
+
+    def _image(self, denoiser: Denoiser, lease: Lease, source: Path, on_progress: OnProgress) -> Outcome:
+        job = lease.job
+        with self._reference(job) as reference:
+            made = denoise_image(
+                denoiser,
+                source,
+                job.options,
+                self._settings,
+                reference=reference,
+                urgency=URGENCY[job.lane],
+                on_progress=on_progress,
+            )
+        return _outcome(lease, made, self._blobs.put(io.BytesIO(made.data)), denoiser.backend, denoiser.precision)
+
+    def _video(
+        self,
+        denoiser: Denoiser,
+        lease: Lease,
+        source: Path,
+        target: Path,
+        on_progress: OnProgress,
+        on_still: Callable[[bytes], None],
+    ) -> Outcome:
+        job = lease.job
+        with self._reference(job) as reference:
+            made = denoise_video(
+                denoiser,
+                source,
+                target,
+                job.options,
+                self._settings,
+                reference=reference,
+                on_progress=on_progress,
+                on_still=on_still,
+            )
+        return _outcome(lease, made, self._blobs.put_file(target), denoiser.backend, denoiser.precision)
+
+    def _plan(self, denoiser: Denoiser, lease: Lease, source: Path) -> list[Part]:
+        """The parts to do a video in; none where it is done as one."""
+        if lease.whole or lease.job.reference_blob:  # a reference is paired frame by frame, from the first on
+            return []
+        try:
+            return plan_parts(denoiser, source, lease.job.input, self._settings)
+        except Indivisible as err:
+            log.info("job %s: done as one: %s", lease.job.id, err)
+            return []
+
+    def _part(
+        self, denoiser: Denoiser, lease: Lease, part: Part, source: Path, target: Path, on_progress: OnProgress
+    ) -> PartOutcome:
+        made = denoise_part(denoiser, source, target, part, lease.job.options, self._settings, on_progress=on_progress)
+        return PartOutcome(
+            blob=self._blobs.put_file(target).name,
+            frames=made.frames,
+            removed_power=made.tally.removed_power,
+            values=made.tally.values,
+            seconds=made.seconds.model_copy(update={"queue": lease.waited_s}),
             backend=denoiser.backend,
             precision=denoiser.precision,
             lost=made.lost,
         )
+
+    def _joined(self, parts: Sequence[PartOutcome], lease: Lease, source: Path, target: Path) -> Outcome:
+        with ExitStack() as fetched:
+            files = [fetched.enter_context(self._blobs.fetch(part.blob)) for part in parts]
+            made = join_parts(parts, files, source, target, lease.job.options, self._settings)
+        # Workers may differ; what did a part is told, each once.
+        backend, precision = (
+            "+".join(sorted(names)) for names in zip(*{(p.backend, p.precision) for p in parts}, strict=True)
+        )
+        return _outcome(lease, made, self._blobs.put_file(target), backend, precision)
+
+    @contextmanager
+    def _reference(self, job: Job) -> Iterator[Path | None]:
+        if job.reference_blob is None:
+            yield None
+            return
+        with self._blobs.fetch(job.reference_blob) as path:
+            yield path
+
+    def _show(self, client: LeaseClient, lease: Lease, still: bytes) -> None:
+        blob = self._blobs.put(io.BytesIO(still))
+        client.preview(
+            lease,
+            Preview(blob=blob.name, content_type=STILL_TYPE, bytes=blob.bytes, sha256=blob.sha256),
+        )
+
+
+def _finds_no_room(err: Exception) -> bool:
+    """Neither the job's fault nor this worker's: a full disk alone must not use up the attempts."""
+    return isinstance(err, OSError) and err.errno in NO_ROOM
+
+
+def _nothing_more() -> None:
+    """The lease is ended already."""
+
+
+def _outcome(lease: Lease, made: DenoisedImage | DenoisedVideo, blob: Blob, backend: str, precision: str) -> Outcome:
+    seconds = made.metrics.seconds.model_copy(update={"queue": lease.waited_s})
+    return Outcome(
+        result=Result(
+            blob=blob.name,
+            content_type=made.content_type,
+            bytes=blob.bytes,
+            sha256=blob.sha256,
+            file_name=f"{lease.job.name}-denoised{made.suffix}",
+        ),
+        metrics=made.metrics.model_copy(update={"seconds": seconds}),
+        backend=backend,
+        precision=precision,
+        lost=made.lost,
+    )
 
 
 def _clear_after_the_dead(spool: Path) -> None:

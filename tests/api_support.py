@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from service.api.server import Server, make_server
-from service.blobs import FileStore
+from service.blobs import open_store
 from service.broker.card import ModelReady, WorkerCard
 from service.broker.lease import Lease, LeaseClient
 from service.errors import JobCancelled
@@ -62,7 +62,7 @@ class PlayedWorker:
         self.go = threading.Event()
         self.go.set()
         self._problem = problem
-        self._store = FileStore(settings.data_dir / "blobs")
+        self._store = open_store(settings)
         self._leases = LeaseClient(settings.redis_url, settings, "played")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work)

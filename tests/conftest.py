@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from s3_server import S3Server
 
 from service.broker.embedded import EmbeddedServer, bundled_binary
 
@@ -28,6 +29,15 @@ def fresh_redis_url(redis_url: str) -> str:
     with Redis.from_url(redis_url) as link:
         link.flushall()
     return redis_url
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3, its bucket in a directory of its own, and the environment that its clients need."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture

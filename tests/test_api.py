@@ -845,8 +845,8 @@ def test_the_form_of_the_openapi_page_is_the_form_that_is_read(api: httpx.Client
     page = api.get("/openapi.json").json()
     for path, fields in (
         ("/denoise/image", {"file", "reference", "model", "sigma", "strength", "format", "quality"}),
-        ("/jobs/image", {"file", "reference", "model", "sigma", "strength", "format", "quality"}),
-        ("/jobs/video", {"file", "reference", "model", "sigma", "strength", "format", "codec", "crf"}),
+        ("/jobs/image", {"file", "reference", "model", "sigma", "strength", "format", "quality", "webhook_url"}),
+        ("/jobs/video", {"file", "reference", "model", "sigma", "strength", "format", "codec", "crf", "webhook_url"}),
     ):
         schema = page["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert set(schema["properties"]) == fields

@@ -49,8 +49,12 @@ from service.job import (
     Metrics,
     Options,
     Outcome,
+    Part,
+    PartOutcome,
+    Preview,
     Progress,
     Result,
+    StageSeconds,
     new_job_id,
 )
 from service.settings import Settings
@@ -420,6 +424,247 @@ async def test_a_settling_sent_twice_counts_once(queue: QueueClient, hire: Hire)
     assert worker.lease(list(Lane), 0) is None
     counted = await queue.counters()
     assert (counted["retried:image.interactive"], counted["succeeded:image.interactive"]) == (1, 1)
+
+
+def parts_of(count: int, frames: int = 10) -> list[Part]:
+    return [
+        Part(
+            index=i, frames=frames, lead=2 * (i > 0), trail=2 * (i < count - 1), begin=i * frames, end=(i + 1) * frames
+        )
+        for i in range(count)
+    ]
+
+
+def a_part_outcome(blob: str, frames: int = 10) -> PartOutcome:
+    return PartOutcome(
+        blob=blob,
+        frames=frames,
+        removed_power=1.0,
+        values=100,
+        seconds=StageSeconds(infer=0.5),
+        backend="openvino",
+        precision="bf16",
+    )
+
+
+async def divided(queue: QueueClient, worker: LeaseClient, count: int) -> Job:
+    """A video whose parts wait."""
+    job = a_job(Lane.VIDEO)
+    await queue.put(job)
+    lease = taken(worker, (Lane.VIDEO,))
+    assert lease.part is None
+    assert lease.parts == 0
+    worker.divide(lease, parts_of(count), pixels=count * 10 * 64 * 48)
+    return job
+
+
+async def test_a_video_is_done_in_parts_by_several_workers_and_joined(queue: QueueClient, hire: Hire, url: str) -> None:
+    first, second = hire("first"), hire("second")
+    job = await divided(queue, first, 3)
+    record = await queue.get(job.id)
+    assert record.state is JobState.RUNNING
+    leases = [taken(first), taken(second), taken(first)]
+    assert [lease.part.index for lease in leases if lease.part] == [0, 1, 2]
+    assert all(lease.job == job for lease in leases)
+    second.report(leases[1], Progress(done=4, total=10))
+    assert (await queue.get(job.id)).progress.done == 4
+    for number, (worker, lease) in enumerate(zip((first, second, first), leases, strict=True)):
+        assert (await queue.get(job.id)).state is JobState.RUNNING
+        worker.part_done(lease, a_part_outcome(f"{number}" * 64))
+    assert first.lease((Lane.VIDEO_PART,), 0) is None
+    join = taken(second)
+    assert join.part is None
+    assert join.parts == 3
+    assert join.attempt == 1
+    assert [one.blob for one in second.parts_of(join)] == ["0" * 64, "1" * 64, "2" * 64]
+    second.ack(join, an_outcome())
+    record = await queue.get(job.id)
+    assert record.state is JobState.SUCCEEDED
+    assert record.attempts == 1
+    # Nothing of the parts is left, nor in any index.
+    with Redis.from_url(url, decode_responses=True) as link:
+        assert not list(link.scan_iter(f"{keys.PREFIX}job:{job.id}.*"))
+        assert not link.exists(keys.blob("0" * 64))
+        assert link.hget(f"{keys.PREFIX}load", Lane.VIDEO) == "0"
+    assert stream_length(url, Lane.VIDEO) == stream_length(url, Lane.VIDEO_PART) == 0
+    assert [record.job.id for record in (await queue.list(None, 10, None))[0]] == [job.id]
+
+
+async def test_of_a_long_video_only_a_few_parts_wait_so_that_others_get_their_turn(
+    queue: QueueClient, hire: Hire, url: str
+) -> None:
+    worker = hire()
+    long = await divided(queue, worker, 50)
+    short = await divided(queue, worker, 2)
+    assert stream_length(url, Lane.VIDEO_PART) < 10
+    order = []
+    for _ in range(12):
+        lease = taken(worker, (Lane.VIDEO_PART,))
+        order.append(lease.job.id)
+        worker.part_done(lease, a_part_outcome("0" * 64))
+    assert order.count(short.id) == 2
+    assert order.count(long.id) == 10
+
+
+async def test_a_part_whose_worker_died_is_done_again_and_alone(queue: QueueClient, hire: Hire) -> None:
+    job = await divided(queue, hire("planner"), 3)
+    steady, dying = hire("steady"), hire("dying", heartbeat=False, lease_ttl_s=SHORT_LEASE_S)
+    lost = taken(dying)
+    dying.report(lost, Progress(done=7, total=10))
+    steady_lease = taken(steady)
+    steady.report(steady_lease, Progress(done=5, total=10))
+    assert (await queue.get(job.id)).progress.done == 12
+    rescuer = hire("rescuer", lease_ttl_s=SHORT_LEASE_S)
+    taken(rescuer, (Lane.VIDEO_PART,))  # the third
+    again = taken(rescuer, (Lane.VIDEO_PART,))
+    assert again.part == lost.part
+    assert again.attempt == 2
+    record = await queue.get(job.id)
+    assert record.attempts == 2
+    with pytest.raises(LeaseLost):
+        dying.part_done(lost, a_part_outcome("f" * 64))
+    rescuer.report(again, Progress(done=1, total=10))
+    assert (await queue.get(job.id)).progress.done == 6  # what the dead one had done is done again
+    steady.part_done(steady_lease, a_part_outcome("1" * 64))
+
+
+async def test_a_part_that_fails_for_good_fails_the_video_and_stops_the_others(
+    queue: QueueClient, hire: Hire, url: str
+) -> None:
+    first, second = hire("first"), hire("second")
+    job = await divided(queue, first, 3)
+    bad, good = taken(first), taken(second)
+    first.bury(bad, problem(422, "bad_input", "The input cannot be denoised", "frame 7 cannot be decoded"))
+    record = await queue.get(job.id)
+    assert record.state is JobState.FAILED
+    assert record.error is not None
+    assert record.error["detail"] == "frame 7 cannot be decoded"
+    with pytest.raises(LeaseLost):
+        second.report(good, Progress(done=1, total=10))
+    with pytest.raises(LeaseLost):
+        second.part_done(good, a_part_outcome("1" * 64))
+    assert second.lease(tuple(Lane), 0) is None
+    assert stream_length(url, Lane.VIDEO_PART) == 0
+    [letter] = await queue.dead_letters(5)
+    assert letter.job_id == job.id
+    assert letter.reason.startswith("part 0: ")
+    # Replayed, it begins anew: with a plan.
+    await queue.replay(job.id)
+    lease = taken(second)
+    assert (lease.part, lease.parts, lease.attempt) == (None, 0, 1)
+
+
+async def test_a_video_in_parts_is_cancelled_at_once(queue: QueueClient, hire: Hire, url: str) -> None:
+    worker = hire()
+    job = await divided(queue, worker, 3)
+    lease = taken(worker)
+    assert (await queue.cancel(job.id)).state is JobState.CANCELLED
+    with pytest.raises(LeaseLost):
+        worker.report(lease, Progress(done=1, total=10))
+    assert worker.lease(tuple(Lane), 0) is None
+    assert stream_length(url, Lane.VIDEO_PART) == stream_length(url, Lane.VIDEO) == 0
+
+
+async def test_a_video_waiting_to_be_joined_is_cancelled_too(queue: QueueClient, hire: Hire, url: str) -> None:
+    worker = hire()
+    job = await divided(queue, worker, 2)
+    for _ in range(2):
+        worker.part_done(taken(worker), a_part_outcome("0" * 64))
+    assert (await queue.cancel(job.id)).state is JobState.CANCELLED
+    assert worker.lease(tuple(Lane), 0) is None
+    assert stream_length(url, Lane.VIDEO) == 0
+
+
+async def test_a_video_cancelled_while_it_is_planned_is_not_divided(queue: QueueClient, hire: Hire) -> None:
+    worker = hire()
+    job = a_job(Lane.VIDEO)
+    await queue.put(job)
+    lease = taken(worker)
+    await queue.cancel(job.id)
+    with pytest.raises(JobCancelled):
+        worker.divide(lease, parts_of(3), pixels=1)
+    worker.cancelled(lease)
+    assert (await queue.get(job.id)).state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("step", ["part", "join"])
+async def test_a_video_whose_parts_do_not_fit_is_done_as_one(
+    step: str, queue: QueueClient, hire: Hire, url: str
+) -> None:
+    worker = hire()
+    job = await divided(queue, worker, 2)
+    if step == "join":
+        for _ in range(2):
+            worker.part_done(taken(worker), a_part_outcome("0" * 64))
+    worker.undivide(taken(worker))
+    lease = taken(worker, (Lane.VIDEO_PART, Lane.VIDEO))  # what is left of the parts is skipped
+    assert (lease.part, lease.parts, lease.whole) == (None, 0, True)
+    assert stream_length(url, Lane.VIDEO_PART) == 0
+    worker.ack(lease, an_outcome())
+    assert (await queue.get(job.id)).state is JobState.SUCCEEDED
+    with Redis.from_url(url, decode_responses=True) as link:
+        assert link.hget(f"{keys.PREFIX}load", Lane.VIDEO) == "0"
+
+
+@pytest.mark.parametrize("settle", ["part_done", "divide"])
+async def test_a_step_of_a_video_told_twice_counts_once(settle: str, queue: QueueClient, hire: Hire, url: str) -> None:
+    worker = hire()
+    job = a_job(Lane.VIDEO)
+    await queue.put(job)
+    lease = taken(worker)
+    worker.divide(lease, parts_of(3), pixels=30)
+    if settle == "divide":
+        worker.divide(lease, parts_of(3), pixels=30)
+        assert stream_length(url, Lane.VIDEO_PART) == 3
+        return
+    part = taken(worker)
+    worker.part_done(part, a_part_outcome("0" * 64))
+    worker.part_done(part, a_part_outcome("0" * 64))
+    with Redis.from_url(url, decode_responses=True) as link:
+        assert link.hget(keys.job(job.id), "parts_done") == "1"
+
+
+async def test_a_preview_is_shown_once_and_told_of(queue: QueueClient, hire: Hire) -> None:
+    worker = hire()
+    job = a_job(Lane.VIDEO)
+    await queue.put(job)
+    lease = taken(worker)
+    still = Preview(blob="5" * 64, content_type="image/jpeg", bytes=7, sha256="5" * 64)
+    worker.preview(lease, still)
+    worker.preview(lease, still.model_copy(update={"blob": "6" * 64}))
+    worker.ack(lease, an_outcome())
+    assert (await queue.get(job.id)).preview == still
+    told = [event async for _, event in queue.events(job.id, None) if event["event"] == "preview"]
+    assert told == [{"event": "preview", "url": f"/jobs/{job.id}/preview"}]
+    assert "5" * 64 in await queue.remove(job.id)
+
+
+async def test_a_full_lane_says_when_it_will_be_clear(url: str, settings: Settings, hire: Hire) -> None:
+    async with QueueClient(url, settings.model_copy(update={"max_queued_jobs": 3})) as queue:
+        worker = hire()
+        await queue.put(a_job())
+        with contextlib.suppress(QueueFull):
+            assert await queue.seconds_to_clear(Lane.IMAGE_INTERACTIVE) is None  # nothing was measured yet
+        lease = taken(worker)
+        until(lambda: time.time() > job_claimed_at(url, lease.job.id) + 0.05)
+        worker.ack(lease, an_outcome())
+        worker.announce(
+            WorkerCard(id="w", pid=1, host="here", started_at=0, ready=True, slots={Lane.IMAGE_INTERACTIVE: 2})
+        )
+        for _ in range(3):
+            await queue.put(a_job())
+        with pytest.raises(QueueFull) as refused:
+            await queue.put(a_job())
+        with Redis.from_url(url, decode_responses=True) as link:
+            speed = float(link.hget(f"{keys.PREFIX}speed", Lane.IMAGE_INTERACTIVE))
+            load = int(link.hget(f"{keys.PREFIX}load", Lane.IMAGE_INTERACTIVE))
+        assert load == 3  # of one pixel each
+        assert refused.value.retry_after_s == pytest.approx(load / (2 * speed))
+
+
+def job_claimed_at(url: str, job_id: str) -> float:
+    with Redis.from_url(url, decode_responses=True) as link:
+        return float(link.hget(keys.job(job_id), "claimed_at"))
 
 
 async def test_a_waiting_job_is_cancelled_at_once_and_its_entry_skipped(

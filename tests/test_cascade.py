@@ -1,5 +1,7 @@
 """A stream through a cascade gives the frames that whole windows would give, and runs each stage once a frame."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,20 @@ def test_stream_and_window_give_the_same_frames(length):
         np.testing.assert_array_equal(frame, whole_window(frames, t))
 
 
+@pytest.mark.parametrize("cut", [[0, 9], [0, 4, 9], [0, 3, 6, 9]], ids=str)
+def test_the_parts_of_a_clip_give_the_frames_of_the_whole(cut):
+    frames = [np.random.default_rng(t).standard_normal((3, 2, 2)).astype(np.float32) for t in range(9)]
+    pieces = []
+    for start, stop in pairwise(cut):
+        lead, trail = (2 if start else 0), (2 if stop < 9 else 0)
+        part = frames[start - lead : stop + trail]
+        stages = (HEAD, FIRST, SECOND)
+        pieces += restore_stream(stages, Counting(), part, goes_on_before=lead > 0, goes_on_after=trail > 0)
+    assert len(pieces) == 9
+    for whole, piece in zip(restore_stream((HEAD, FIRST, SECOND), Counting(), frames), pieces, strict=True):
+        np.testing.assert_array_equal(piece, whole)
+
+
 def test_each_stage_runs_once_a_frame():
     run = Counting()
     list(restore_stream((HEAD, FIRST, SECOND), run, [np.zeros((3, 2, 2), np.float32)] * 100))
@@ -67,8 +83,10 @@ def test_an_empty_clip_stays_empty():
 
 def test_mirroring_goes_on_and_on_over_a_short_clip():
     items = [np.array([value]) for value in (0, 1)]
-    assert [int(item[0]) for item in mirrored(items, 3)] == [1, 0, 1, 0, 1, 0, 1, 0]
-    assert [int(item[0]) for item in mirrored(items[:1], 2)] == [0] * 5
+    assert [int(item[0]) for item in mirrored(items, 3, 3)] == [1, 0, 1, 0, 1, 0, 1, 0]
+    assert [int(item[0]) for item in mirrored(items[:1], 2, 2)] == [0] * 5
+    assert [int(item[0]) for item in mirrored(items, 0, 3)] == [0, 1, 0, 1, 0]
+    assert [int(item[0]) for item in mirrored(items, 3, 0)] == [1, 0, 1, 0, 1]
 
 
 def test_windows_are_stacked_oldest_first():

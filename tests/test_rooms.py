@@ -15,10 +15,13 @@ MAY_IMPORT = {"models": {"models"}, "trtbuild": {"trtbuild", "models"}, "service
 FLOORS = [
     {"__main__", "demo"},
     {"serve"},
+    {"supervise"},
     {"api", "worker", "files", "evaluation"},
     {"intake", "pipeline"},
+    {"webhooks"},
     {"broker", "media", "blobs"},
-    {"job", "metrics", "settings", "processes"},
+    {"metrics", "settings", "processes"},
+    {"job"},
     {"errors"},
 ]
 HEAVY = {"torch", "cv2", "av", "PIL", "onnx", "openvino", "tensorrt", "trtbuild"}

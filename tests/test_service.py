@@ -205,6 +205,50 @@ def test_a_worker_that_dies_is_started_again_and_its_job_is_done(tmp_path, clips
     assert job["attempts"] == 2
 
 
+def test_a_video_in_parts_survives_a_killed_worker_and_equals_the_undivided_one(tmp_path, clips):
+    (tmp_path / "noisy.mp4").write_bytes(clips[1])
+    lossless = {"format": "mkv", "codec": "ffv1", "model": "dncnn"}
+    environment = {"part_frames": 8, "workers": 2, "threads": 1, "lease_ttl_s": 2}
+    with serving(tmp_path / "data", **environment) as served, served.client() as client:
+        until(lambda: len(client.get("/readyz").json().get("workers", [])) == 2)
+        location = client.post("/jobs/video", files={"file": clips[1]}, data=lossless).headers["Location"]
+        with client.stream("GET", f"{location}/events") as events:
+            lines = events.iter_lines()
+            assert any("event: preview" in line for line in lines)
+            assert any("event: progress" in line for line in lines)
+        assert client.get(f"{location}/preview").content.startswith(b"\xff\xd8")
+        os.kill(worker_pid(client), signal.SIGKILL)
+        job = wait_for(client, location)
+        assert job["state"] == "succeeded", job["error"]
+        assert job["progress"]["done"] == CLIP_FRAMES
+        assert client.get("/jobs").json()["jobs"] == [job]  # the parts are nobody's business
+        (tmp_path / "joined.mkv").write_bytes(client.get(job["result"]["url"]).content)
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "denoise",
+        "noisy.mp4",
+        "whole.mkv",
+        "--codec",
+        "ffv1",
+        "--model",
+        "dncnn",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "QUIETFRAME_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    joined, whole = frames_of(tmp_path / "joined.mkv"), frames_of(tmp_path / "whole.mkv")
+    assert len(joined) == len(whole) == CLIP_FRAMES
+    for ours, undivided in zip(joined, whole, strict=True):
+        np.testing.assert_array_equal(ours, undivided)
+    assert sound_of(tmp_path / "joined.mkv") == sound_of(tmp_path / "whole.mkv")
+
+
+def frames_of(path):
+    with VideoReader(path, Settings()) as reader:
+        return [frame.pixels for frame in reader]
+
+
 def test_a_queue_server_that_dies_is_started_again_and_nothing_is_lost(tmp_path, photo):
     upload = {"file": ("noisy.png", png_bytes(with_noise(photo, 8)))}
     with serving(tmp_path, lease_ttl_s=2) as served, served.client() as client:

@@ -10,10 +10,10 @@ from fastapi.routing import APIRoute
 
 from service.api import openapi, problems
 from service.api.limits import BodyLimit
-from service.api.routes import denoise, health, jobs, models
+from service.api.routes import denoise, health, jobs, models, webhooks
 from service.api.services import Services
 from service.api.timing import Timing
-from service.blobs import FileStore
+from service.blobs import open_store
 from service.broker.queue import QueueClient
 from service.intake import Intake
 from service.metrics import ApiMetrics
@@ -25,17 +25,18 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         ValueError: no broker is named. Starting one is the command line's business.
+        NeedsExtra, UnusableBlobUrl: there is no such place for blobs.
     """
     url = settings.redis_url
     if url is None:
         raise ValueError("redis_url is not set; the API needs a broker")
     metrics = ApiMetrics()
+    store = open_store(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         spool = settings.data_dir / "spool"
         spool.mkdir(parents=True, exist_ok=True)
-        store = FileStore(settings.data_dir / "blobs")
         async with QueueClient(url, settings) as queue:
             app.state.services = Services(
                 settings=settings,
@@ -53,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary=openapi.SUMMARY,
         description=openapi.DESCRIPTION,
         openapi_tags=openapi.TAGS,
+        webhooks=webhooks.router,
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
@@ -71,7 +73,7 @@ class _Api(FastAPI):
         """The page without FastAPI's own 422 answer, which nobody here gives: `problems` answers in its place."""
         if self.openapi_schema is None:
             page = super().openapi()
-            for item in page["paths"].values():
+            for item in (*page["paths"].values(), *page.get("webhooks", {}).values()):
                 for call in item.values():
                     if "HTTPValidationError" in str(call["responses"].get("422")):
                         del call["responses"]["422"]

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from service.api.headers import attachment
 from service.blobs import BlobStore
 from service.errors import JobNotReady, ResultGone
-from service.job import JobState, Metrics, Outcome, Record, Result, document_of
+from service.job import JobState, Metrics, Outcome, Preview, Record, Result, document_of
 
 _CHUNK_BYTES = 256 * 1024
 _LONGEST_PAUSE_S = 30  # between two polls of a long video
@@ -66,6 +66,24 @@ def outcome_of(record: Record) -> Outcome:
     raise ResultGone(f"job {record.job.id} is {record.state}; its result is gone")
 
 
+def preview_of(record: Record) -> Preview:
+    """How the result will look.
+
+    Raises:
+        JobNotReady: nobody knows yet.
+        ResultGone: nobody will, or it is deleted.
+    """
+    if record.state is JobState.EXPIRED:
+        raise ResultGone(f"job {record.job.id} is expired; its preview is gone")
+    if record.preview:
+        return record.preview
+    if record.job.kind == "image":
+        raise ResultGone(f"job {record.job.id} is an image; only videos have a preview")
+    if record.state.is_final:
+        raise ResultGone(f"job {record.job.id} is {record.state}, and no preview was made")
+    raise JobNotReady(f"job {record.job.id} is {record.state}, and its first frame is not restored yet")
+
+
 def result_headers(result: Result) -> dict[str, str]:
     """What holds for a result whoever asks for it: it never changes, and a browser shall not guess its type."""
     digest = base64.b64encode(bytes.fromhex(result.sha256)).decode()
@@ -103,6 +121,28 @@ async def result_response(
         return Response(None, status, {**told, "Content-Length": str(length)})
     file = await asyncio.to_thread(store.open, result.blob)
     return BlobResponse(file, first=first, length=length, status=status, headers=told)
+
+
+async def redirect_response(
+    store: BlobStore, result: Result, *, ttl_s: float, bodiless: bool = False
+) -> Response | None:
+    """Send the caller to where the bytes are, for so long; None where the store lets nobody in.
+
+    Raises:
+        ResultGone: its bytes are no longer stored.
+    """
+    url = await asyncio.to_thread(
+        store.link,
+        result.blob,
+        method="HEAD" if bodiless else "GET",
+        ttl_s=ttl_s,
+        content_type=result.content_type,
+        disposition=attachment(result.file_name),
+    )
+    if url is None:
+        return None
+    # Not to be kept: the address runs out, and until then whoever has it may read.
+    return Response(None, 307, {"Location": url, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
 
 def measured_headers(job_id: str, model: str, outcome: Outcome) -> dict[str, str]:

@@ -5,7 +5,7 @@ import logging
 import re
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -50,14 +50,25 @@ class Fields(BaseModel):
         1.0, description="Share of the noise that is taken out.", json_schema_extra={"minimum": 0, "maximum": 1}
     )
 
-    @field_validator("sigma", "quality", "codec", "crf", mode="before", check_fields=False)
+    @field_validator("sigma", "quality", "codec", "crf", "webhook_url", mode="before", check_fields=False)
     @classmethod
     def _left_empty(cls, value: Any) -> Any:
         """A browser sends a field that was left empty as an empty text."""
         return None if value == "" else value
 
     def options(self) -> Options:
-        return Options(**self.model_dump(exclude={"model"}))
+        return Options(**self.model_dump(exclude={"model", "webhook_url"}))
+
+
+class JobFields(Fields):
+    """The fields for work that nobody waits for."""
+
+    webhook_url: str | None = Field(
+        None,
+        description="An https URL that is called when the job is over, with the job's document, signed as Standard "
+        "Webhooks has it; refused where the operator has not turned webhooks on. See the webhooks on this page.",
+        examples=["https://hooks.example.com/denoised"],
+    )
 
 
 class ImageForm(Fields):
@@ -74,7 +85,11 @@ class ImageForm(Fields):
     )
 
 
-class VideoForm(Fields):
+class ImageJobForm(ImageForm, JobFields):
+    """The fields for an image that nobody waits for."""
+
+
+class VideoForm(JobFields):
     """The fields for a video."""
 
     format: str = Field(
@@ -240,7 +255,7 @@ class _Reader:
             raise _field_refused(self._name, f"no file is taken here; files go to {' and '.join(FILES)}")
         # Unlinked from the start: whatever happens to this process, nothing stays behind.
         self._sink = tempfile.TemporaryFile(dir=self._spool)  # noqa: SIM115 (the stack below closes it)
-        self._files.enter_context(self._sink)
+        self._files.callback(_close, self._sink)
         self._form.files[self._name] = Upload(content=self._sink, name=file_name)
 
     def _read_data(self, data: bytes, start: int, end: int) -> None:
@@ -253,6 +268,7 @@ class _Reader:
 
     def _end_part(self) -> None:
         if self._sink is not None:
+            self._sink.flush()  # here, where it is known what to make of a full disk
             return
         self._form.fields[self._name] = _text_of(bytes(self._text))
         if len(self._form.fields) > _MAX_FIELDS:
@@ -260,6 +276,11 @@ class _Reader:
 
     def _end(self) -> None:
         self._ended = True
+
+
+def _close(file: BinaryIO) -> None:
+    with suppress(OSError):  # what a full disk did not take is written once more, and the caller has been told
+        file.close()
 
 
 def _file_name_of(disposition: bytes, params: dict[bytes, bytes]) -> str | None:

@@ -39,6 +39,7 @@ TAGS = [
     {"name": "denoise", "description": "One image, and wait for it."},
     {"name": "jobs", "description": "Hand in work, follow it, fetch what came of it."},
     {"name": "models", "description": "Which denoisers there are, how good each is, and what runs it now."},
+    {"name": "webhooks", "description": "What is called when a job is over, where its submission asked for it."},
     {"name": "service", "description": "For probes and scrapers."},
 ]
 
@@ -65,6 +66,15 @@ def _shown(record: Record) -> dict[str, Any]:
 QUEUED = _shown(_record())
 CANCELLING = _shown(_record(state=JobState.CANCELLING, attempts=1, started_at=_BORN + 0.1))
 CANCELLED = _shown(_record(state=JobState.CANCELLED, finished_at=_BORN + 2))
+FAILED = _shown(
+    _record(
+        state=JobState.FAILED,
+        attempts=1,
+        started_at=_BORN + 0.1,
+        finished_at=_BORN + 2,
+        error=problem(422, "bad_input", "The input cannot be denoised", "the image ends before its last row"),
+    )
+)
 SUCCEEDED = _shown(
     _record(
         state=JobState.SUCCEEDED,
@@ -157,6 +167,11 @@ ACCEPTED = document_answer(
     Retry_After=header("Seconds until it is worth asking.", "integer"),
     ETag=header("Of the document."),
 )
+MOVED = {
+    "description": "It is in a bucket, where the operator has set so: with the same name and type, ranges too, and an "
+    "`ETag` of the bucket's own. The address holds for a while only; ask here again for another.",
+    "headers": {"Location": header("A signed address in the bucket.")},
+}
 IMAGE_BYTES: dict[str, Any] = {
     media_type: {"schema": {"type": "string", "format": "binary"}}
     for media_type in ("image/png", "image/jpeg", "image/webp", "image/tiff")

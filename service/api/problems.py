@@ -1,6 +1,7 @@
 """Which answer an error gets over HTTP: problem details (RFC 9457) for each and every one."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -12,12 +13,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from models.errors import QuietframeError
-from service.errors import problem, problem_of
+from service.errors import QueueFull, problem, problem_of
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 CLIENT_LEFT = 499  # nobody reads it; it keeps such requests apart in logs and metrics
+LONGEST_RETRY_S = 3600  # workers may have come by then
 RETRY_AFTER_S = 5  # long enough for a worker or the broker to come back, short enough not to be missed
 
 # What HTTP itself refuses, before any of our code is asked: status -> (code, title)
@@ -87,7 +89,9 @@ def install(app: FastAPI) -> None:
         document = problem_of(err)
         if document["status"] == 500:
             log.error("%s %s failed", request.method, request.url.path, exc_info=err)
-        return respond(document, request.url.path)
+        known_s = err.retry_after_s if isinstance(err, QueueFull) else None
+        retry = {} if known_s is None else {"Retry-After": str(min(max(math.ceil(known_s), 1), LONGEST_RETRY_S))}
+        return respond(document, request.url.path, retry)
 
     @app.exception_handler(Refused)
     async def _refused(request: Request, err: Refused) -> Response:

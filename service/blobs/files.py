@@ -14,8 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from service.blobs.store import NAME_PATTERN, Blob, valid_name
-from service.errors import ResultGone
+from service.blobs.store import NAME_PATTERN, Blob, Method, gone, valid_name
 
 _CHUNK_BYTES = 1 << 20
 
@@ -72,13 +71,13 @@ class FileStore:
         try:
             return self._path(name).open("rb")
         except FileNotFoundError:
-            raise _gone(name) from None
+            raise gone(name) from None
 
     @contextmanager
     def fetch(self, name: str) -> Iterator[Path]:
         path = self._path(name)
         if not path.is_file():
-            raise _gone(name)
+            raise gone(name)
         yield path
 
     def delete(self, name: str, *, unused_for_s: float = 0.0) -> bool:
@@ -105,6 +104,11 @@ class FileStore:
                     cleaned += 1
         return cleaned
 
+    def link(self, name: str, *, method: Method, ttl_s: float, content_type: str, disposition: str) -> str | None:  # noqa: ARG002
+        if not self._path(name).is_file():
+            raise gone(name)
+        return None
+
     def _publish(self, part: Path, digest: str, size: int) -> Blob:
         path = self._path(digest)
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -127,10 +131,6 @@ class FileStore:
         with self._lock_file.open("rb") as lock:
             fcntl.flock(lock, kind)
             yield  # closing the file unlocks it
-
-
-def _gone(name: str) -> ResultGone:
-    return ResultGone(f"blob {name} is not, or no longer, in the store")
 
 
 def _age_s(path: Path) -> float:

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 from service.errors import ResultGone
 
 NAME_PATTERN = re.compile(r"[0-9a-f]{64}")
+
+Method = Literal["GET", "HEAD"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class BlobStore(Protocol):
     """Keeps blobs until they are deleted. Safe for many threads and processes at once.
 
     Every method that takes a name raises ResultGone where no such blob is, and for a name that no blob can have: a name
-    that came from outside reaches nothing but blobs.
+    that came from outside reaches nothing but blobs. A store that does not answer is
+    NotReady, whatever was asked of it.
     """
 
     def put(self, source: BinaryIO) -> Blob:
@@ -56,6 +59,14 @@ class BlobStore(Protocol):
     def clean_unfinished(self, seconds: float) -> int:
         """Delete what writers left behind that have not written for so long; how many were deleted."""
 
+    def link(self, name: str, *, method: Method, ttl_s: float, content_type: str, disposition: str) -> str | None:
+        """An address from which anybody may read the blob for so long; None where the store gives out none.
+
+        Args:
+            method: what it will be asked with; a HEAD for a GET's address is refused.
+            content_type, disposition: headers that the answer shall have.
+        """
+
 
 def valid_name(name: str) -> str:
     """The name itself, if a blob can have it.
@@ -66,3 +77,7 @@ def valid_name(name: str) -> str:
     if not NAME_PATTERN.fullmatch(name):
         raise ResultGone("no blob has such a name; blobs are named by 64 hexadecimal digits")
     return name
+
+
+def gone(name: str) -> ResultGone:
+    return ResultGone(f"blob {name} is not, or no longer, in the store")

@@ -22,4 +22,5 @@ class WorkerCard(BaseModel):
     host: str = Field(description="Its machine.")
     started_at: float = Field(description="Seconds since 1970.")
     models: dict[str, ModelReady] = Field(default_factory=dict, description="Denoisers that are warm.")
+    slots: dict[str, int] = Field(default_factory=dict, description="How many jobs of each lane it does at once.")
     ready: bool = Field(False, description="Whether it takes jobs.")

@@ -5,12 +5,17 @@ primary with its replicas; not a cluster that splits them).
 
 | key            | type   | holds                                             | written by                    | lives |
 | -------------- | ------ | ------------------------------------------------- | ----------------------------- | ----- |
-| `work:{lane}`  | stream | an entry for each job that waits or runs, `job` = | put, replay, requeue,         | until |
-|                |        | its id; the pending entries of group `workers`    | give_back add; claim, settle, | the   |
-|                |        | are the leases                                    | requeue, give_back drop       | end   |
+| `work:{lane}`  | stream | an entry for each job that waits or runs, `job` = | put, replay, requeue, divide, | until |
+|                |        | its id, `compat` = what it has in common with     | part_done, undivide,          | the   |
+|                |        | jobs that could be done along with it; the        | give_back add; claim, settle, | end   |
+|                |        | pending entries of group `workers` are the leases | requeue, give_back and those  |       |
+|                |        |                                                   | of parts drop                 |       |
 | `void:{lane}`  | set    | ids of entries in `work:{lane}` whose job was     | cancel adds; claim, give_back | empty |
 |                |        | cancelled while it waited, until it is skipped    | drop                          |       |
 | `job:{id}`     | hash   | the record; its fields are below                  | every script                  | R     |
+| `job:{id}.{n}` | hash   | part `n` of a video, with the same fields as far  | divide, claim, report, renew, | until |
+|                |        | as they apply, and `part` (JSON) and `done`       | requeue, part_done; whatever  | its   |
+|                |        | (frames told of so far)                           | ends the video drops it       | end   |
 | `events:{id}`  | stream | `event` = `state` or `progress`, `data` = JSON;   | every script that moves       | R     |
 |                |        | the last 256 or a few more                        | a job; report                 |       |
 | `jobs`         | zset   | ids of all jobs, score 0, as ids sort by birth    | put, expire, remove           | ever  |
@@ -21,6 +26,17 @@ primary with its replicas; not a cluster that splits them).
 |                |        | be deleted, and after that, when the record is    | expire, replay, remove        |       |
 | `dead`         | stream | dead letters: `job`, `lane`, `reason`, `worker`,  | claim, settle add; replay,    | ever  |
 |                |        | `attempts`                                        | expire, remove drop           |       |
+| `hooks`        | stream | an entry for each message that is due, `hook` =   | finish, hook_due add;         | until |
+|                |        | its id; the pending entries of group `workers`    | hook_claim, hook_settle drop  | the   |
+|                |        | are the tries under way                           |                               | end   |
+| `hook:{id}`    | hash   | a message: the copy of a final record, and how    | finish, the hook scripts      | until |
+|                |        | its delivery stands; its fields are below         |                               | then  |
+| `hooks:due`    | zset   | ids of messages that pause; score: when they are  | hook_settle adds; hook_due    | empty |
+|                |        | due again                                         | drops                         |       |
+| `hooks:dead`   | stream | messages given up: `hook`, `job`, `attempts`,     | hook_claim, hook_settle       | ever  |
+|                |        | `reason`; the last 10 000 or a few more           |                               |       |
+| `load`         | hash   | lane -> pixels accepted and not done yet          | whatever starts or ends a job | ever  |
+| `speed`        | hash   | lane -> pixels per second of one slot of a worker | settle, part_done             | ever  |
 | `counters`     | hash   | `{name}:{lane}` = number; names in `COUNTERS`     | most scripts                  | ever  |
 | `worker:{id}`  | string | a worker's card, JSON                             | its heartbeat                 | L     |
 | `workers`      | zset   | ids of workers; score: last heartbeat             | heartbeat; retire,            | ever  |
@@ -34,7 +50,15 @@ keep them is over), `state`, `attempts` (those that count), `fence` (raised at e
 (worker), `claim` (token of the claim that made it the owner), `entry` (id of its entry on the work stream),
 `queued_at`, `claimed_at`, `started_at`, `finished_at`, `expires_at` (seconds since 1970, the server's clock),
 `progress`, `outcome`, `error` (JSON), `last_error`, `settled` (fence and verb of the last settling, so that a repeated
-one is known), `progress_ms` (when progress was last published), `dead` (id of its dead letter).
+one is known), `progress_ms` (when progress was last published), `dead` (id of its dead letter),
+`pixels` (in all), `pixels_left` (its share of `load`), `compat`, `preview` (JSON). Of a video that was divided also:
+`parts`, `parts_queued`, `parts_done` (numbers of them), `frames_done`, `frames_total`, `divided_at`, `worst` (attempts
+of its most tried step), `whole` (1: it turned out indivisible). Such a video runs without an owner while its parts are
+done, and is queued again to be joined.
+
+A message's id is `{job}.{number}`; the job's field `hooks` counts how many it had. Fields of `hook:{id}`: `job`,
+`lane`, `record` (the job's hash as JSON), `attempts`, `entry` (id of its entry in `hooks`; none while it pauses),
+`claim` (token of the try under way), `last_error`.
 
 A running job is its owner's while `owner` and `fence` both fit; every script of a worker asks that first.
 """
@@ -48,7 +72,7 @@ GROUP = "workers"
 IDEMPOTENCY_TTL_S = 24 * 3600
 
 COUNTERS = {
-    "accepted": "jobs put",
+    "accepted": "jobs put, and parts of videos queued",
     "claimed": "leases given",
     "redelivered": "leases given on a job that somebody had tried before",
     "released": "leases handed back untried",
@@ -61,6 +85,10 @@ COUNTERS = {
     "expired": "results deleted for age",
     "wait_seconds": "sum, from entering the lane to the lease",
     "run_seconds": "sum, from the last lease to the end",
+    "webhooks_posted": "messages put into the outbox, for jobs that ended",
+    "webhooks_delivered": "messages that a receiver took",
+    "webhooks_retried": "messages that a receiver did not take and that are sent again",
+    "webhooks_dead": "messages given up",
 }
 
 
@@ -96,5 +124,7 @@ def worker(worker_id: str) -> str:
 
 COUNTER_HASH = f"{PREFIX}counters"
 DEAD = f"{PREFIX}dead"
+HOOKS = f"{PREFIX}hooks"
+HOOKS_DEAD = f"{PREFIX}hooks:dead"
 WORKERS = f"{PREFIX}workers"
 JANITOR = f"{PREFIX}janitor"

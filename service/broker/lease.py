@@ -21,7 +21,7 @@ from service.broker.card import WorkerCard
 from service.broker.link import BLOCK_S, Argument, open_link, reachable
 from service.broker.lua import script
 from service.errors import JobCancelled, LeaseLost, NotReady, problem, problem_of
-from service.job import Job, JobState, Lane, Outcome, Progress
+from service.job import Job, JobState, Lane, Outcome, Part, PartOutcome, Preview, Progress
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,17 @@ class Lease:
     entry_id: str
     ttl_s: float
     waited_s: float  # from entering the lane to this lease
+    part: Part | None = None  # of the job's video, where the lease is not on all of it
+    parts: int = 0  # of the job's video, all done: what is left is to join them
+    whole: bool = False  # the job's video was divided once, and cannot be
     lost: threading.Event = field(default_factory=threading.Event)  # another worker has the job, or is about to
     cancelled: threading.Event = field(default_factory=threading.Event)  # the job's owner no longer wants it
     renewed_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def id(self) -> str:
+        """What the broker calls that which is leased: a job, or a part of one."""
+        return f"{self.job.id}.{self.part.index}" if self.part else self.job.id
 
 
 class _Delivery(NamedTuple):
@@ -156,28 +164,8 @@ class LeaseClient:
             LeaseLost: another worker has the job, or the lease ran out.
             JobCancelled: the job's owner no longer wants it; `cancelled` is the end to take.
         """
-        if lease.lost.is_set():
-            raise _lost(lease)
         last = int(progress.done == progress.total)
-        try:
-            verdict = self._run(
-                "report",
-                self._worker_id,
-                lease.job.id,
-                lease.fence,
-                progress.model_dump_json(),
-                last,
-                _EVENT_GAP_MS,
-            )
-        except NotReady:
-            log.warning("job %s: progress not reported, the queue's server is away", lease.job.id)
-            return
-        if verdict == "lost":
-            self._drop(lease)
-            raise _lost(lease)
-        if verdict == "cancelling":
-            lease.cancelled.set()
-            raise JobCancelled(f"job {lease.job.id} was cancelled by its owner")
+        self._tell(lease, "report", progress.model_dump_json(), last, _EVENT_GAP_MS)
 
     def ack(self, lease: Lease, outcome: Outcome) -> None:
         """The job is done, also where a cancel came too late.
@@ -186,6 +174,48 @@ class LeaseClient:
             LeaseLost: another worker has the job; nothing was changed.
         """
         self._finish(lease, JobState.SUCCEEDED, outcome=outcome)
+
+    def divide(self, lease: Lease, parts: Sequence[Part], pixels: int) -> None:
+        """Leave a video to be done in parts: this lease ends, they are queued, and the last one done queues the video.
+
+        Args:
+            parts: all of them, in order.
+            pixels: in all.
+
+        Raises, besides what `ack` raises:
+            JobCancelled: the job's owner no longer wants it; the lease goes on, and `cancelled` is the end to take.
+        """
+        frames = sum(part.frames for part in parts)
+        self._settle(lease, "divide", frames, pixels, *(part.model_dump_json() for part in parts))
+
+    def undivide(self, lease: Lease) -> None:
+        """The parts of the video do not fit: drop them, and queue it to be done as one. Raises as `ack`."""
+        self._settle(lease, "undivide")
+
+    def part_done(self, lease: Lease, outcome: PartOutcome) -> None:
+        """A part is done. Raises as `ack`."""
+        job = lease.job
+        pixels = job.input.width * job.input.height * outcome.frames
+        self._settle(lease, "part_done", outcome.model_dump_json(), outcome.blob, pixels)
+
+    def parts_of(self, lease: Lease) -> list[PartOutcome]:
+        """What came of a video's parts, in order, where the lease is to join them.
+
+        Raises:
+            LeaseLost: they are gone, and so is the lease.
+        """
+        with reachable():
+            pipeline = self._link.pipeline(transaction=False)
+            for number in range(lease.parts):
+                pipeline.execute_command("HGET", keys.job(f"{lease.job.id}.{number}"), "outcome")
+            outcomes = pipeline.execute()
+        if not all(outcomes):
+            raise _lost(lease)
+        return [PartOutcome.model_validate_json(outcome) for outcome in outcomes]
+
+    def preview(self, lease: Lease, preview: Preview) -> None:
+        """Show a picture of how the result will look; only the first one given counts. Raises as `report`."""
+        self._tell(lease, "preview", preview.model_dump_json(), preview.blob)
 
     def retry(self, lease: Lease, error: Exception) -> None:
         """Something went wrong that may go right next time. After the last attempt the job is buried."""
@@ -282,9 +312,10 @@ class LeaseClient:
         )
         if answer[0] != "claimed":
             return None
-        _, fence, attempt, waited, text = answer
+        _, fence, attempt, waited, text, part, parts, whole = answer
         try:
             job = Job.model_validate_json(text)
+            part_asked = Part.model_validate_json(part) if part else None
         except ValidationError as err:
             log.error("job %s: not to be read here, and buried: %s", delivery.job_id, err)
             self._bury_unread(delivery, fence, err)
@@ -297,6 +328,9 @@ class LeaseClient:
             entry_id=delivery.entry_id,
             ttl_s=self._settings.lease_ttl_s,
             waited_s=float(waited),
+            part=part_asked,
+            parts=parts,
+            whole=bool(whole),
             renewed_at=asked_at,
         )
         with self._state:
@@ -341,23 +375,43 @@ class LeaseClient:
             reason,
         )
 
+    def _tell(self, lease: Lease, name: str, *arguments: Argument) -> None:
+        """Run a script that leaves the lease in force, and heed how that stands."""
+        if lease.lost.is_set():
+            raise _lost(lease)
+        try:
+            verdict = self._run(name, self._worker_id, lease.id, lease.fence, *arguments)
+        except NotReady:
+            log.warning("job %s: %s not told, the queue's server is away", lease.id, name)
+            return
+        if verdict == "lost":
+            self._drop(lease)
+            raise _lost(lease)
+        if verdict == "cancelling":
+            raise _cancelled(lease)
+
     def _requeue(self, lease: Lease, verb: str, reason: str) -> None:
         self._settle(lease, "requeue", verb, self._result_ttl_ms, reason)
 
     def _settle(self, lease: Lease, name: str, *arguments: Argument) -> None:
         """Run a settling script, through an outage too if it is shorter than the lease: work done is worth a wait."""
+        kept = False
         try:
             while True:
                 try:
-                    verdict = self._run(name, self._worker_id, lease.job.id, lease.fence, *arguments)
+                    verdict = self._run(name, self._worker_id, lease.id, lease.fence, *arguments)
                     break
                 except NotReady:
                     log.warning("job %s: not settled yet, the queue's server is away", lease.job.id)
                     if time.monotonic() - lease.renewed_at >= lease.ttl_s or self._closing.wait(_SETTLE_PAUSE_S):
                         raise
+            if verdict == "cancelling":
+                kept = True
+                raise _cancelled(lease)
         finally:
             # Whatever came of it, this worker is through with the job: renewing the lease further would only hide it.
-            self._drop(lease, lost=False)
+            if not kept:
+                self._drop(lease, lost=False)
         if verdict == "lost":
             lease.lost.set()
             raise _lost(lease)
@@ -387,7 +441,7 @@ class LeaseClient:
         try:
             if card:
                 self._show_card(card)
-            claims = [argument for lease in held for argument in (lease.job.id, lease.fence)]
+            claims = [argument for lease in held for argument in (lease.id, lease.fence)]
             verdicts = self._run("renew", self._worker_id, *claims) if held else []
         except NotReady:
             for lease in held:
@@ -425,6 +479,11 @@ class LeaseClient:
 
 def _lost(lease: Lease) -> LeaseLost:
     return LeaseLost(f"job {lease.job.id}: attempt {lease.attempt} no longer holds the lease")
+
+
+def _cancelled(lease: Lease) -> JobCancelled:
+    lease.cancelled.set()
+    return JobCancelled(f"job {lease.job.id} was cancelled by its owner")
 
 
 def _words(error: Exception) -> str:

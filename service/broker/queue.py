@@ -121,13 +121,25 @@ class QueueClient:
             keys.idempotency(key) if idempotency else "",
             fingerprint,
             keys.IDEMPOTENCY_TTL_S,
+            job.compat,
+            job.pixels,
             *dict.fromkeys(job.blobs),
         )
         if verdict == "conflict":
             raise IdempotencyConflict("this idempotency key came with another request before; take a new key")
         if verdict == "full":
-            raise self._full(answer, job.lane)
+            raise await self._full(answer, job.lane)
         return answer, answer == job.id
+
+    async def seconds_to_clear(self, lane: Lane) -> float | None:
+        """How long the live workers need for all that the lane has accepted: its pixels over theirs a second.
+
+        Returns:
+            None while no speed was measured, or no worker takes from the lane.
+        """
+        pixels, speed = await self._run("load", lane)
+        slots = sum(card.slots.get(lane, 0) for card in await self.workers() if card.ready)
+        return pixels / (float(speed) * slots) if speed and slots else None
 
     async def get(self, job_id: str) -> Record:
         """All that is known of a job.
@@ -138,7 +150,7 @@ class QueueClient:
         if not _JOB_ID.fullmatch(job_id):
             raise _unknown(job_id)
         fields = await self._ask("HGETALL", keys.job(job_id))
-        record = _record_of(fields)
+        record = record_of(fields)
         if record is None:
             raise _unknown(job_id)
         return record
@@ -215,7 +227,7 @@ class QueueClient:
         if verdict == "gone":
             raise ResultGone(f"job {job_id} failed, and its input is deleted by now; send it anew")
         if verdict == "full":
-            raise self._full(answer[0], (await self.get(job_id)).job.lane)
+            raise await self._full(answer[0], (await self.get(job_id)).job.lane)
         return await self.get(job_id)
 
     async def dead_letters(self, limit: int) -> Letters:
@@ -247,8 +259,9 @@ class QueueClient:
         """Follow a job from its beginning, or from behind an event seen before, until it is final.
 
         Yields:
-            The event's id, and either {"event": "state", "state": ..., "attempts": ...} or {"event": "progress"} with
-            the fields of `Progress`. Of many events only the latest few hundred are kept; the final one always is.
+            The event's id, and either {"event": "state", "state": ..., "attempts": ...}, {"event": "progress"} with
+            the fields of `Progress`, or {"event": "preview", "url": ...}. Of many events only the latest few hundred
+            are kept; the final one always is.
 
         Raises:
             JobNotFound
@@ -315,9 +328,10 @@ class QueueClient:
         assert link is not None, "connect() comes first"
         return link
 
-    def _full(self, waiting: str, lane: Lane) -> QueueFull:
+    async def _full(self, waiting: str, lane: Lane) -> QueueFull:
         return QueueFull(
-            f"{waiting} jobs wait or run in lane {lane}; at most {self._settings.max_queued_jobs} are accepted"
+            f"{waiting} jobs wait or run in lane {lane}; at most {self._settings.max_queued_jobs} are accepted",
+            retry_after_s=await self.seconds_to_clear(lane),
         )
 
     @property
@@ -325,18 +339,19 @@ class QueueClient:
         return int(self._settings.result_ttl_s * 1000)
 
 
-def _record_of(fields: dict[str, str]) -> Record | None:
+def record_of(fields: dict[str, str]) -> Record | None:
     if not fields:
         return None
     return Record(
         job=Job.model_validate_json(fields["job"]),
         state=JobState(fields["state"]),
-        attempts=int(fields["attempts"]),
+        attempts=max(int(fields["attempts"]), int(fields.get("worst", 0))),
         started_at=_number(fields.get("started_at")),
         finished_at=_number(fields.get("finished_at")),
         expires_at=_number(fields.get("expires_at")),
         progress=Progress.model_validate_json(fields.get("progress", "{}")),
         outcome=json.loads(fields.get("outcome", "null")),
+        preview=json.loads(fields.get("preview", "null")),
         error=json.loads(fields.get("error", "null")),
     )
 
@@ -344,7 +359,7 @@ def _record_of(fields: dict[str, str]) -> Record | None:
 def _legible(fields: dict[str, str]) -> Record | None:
     """One record that another version wrote must not hide the rest of the page."""
     try:
-        return _record_of(fields)
+        return record_of(fields)
     except (KeyError, ValueError) as err:
         log.warning("a job is left out of the list, its record cannot be read: %s", err)
         return None

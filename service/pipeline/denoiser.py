@@ -101,6 +101,8 @@ class Denoiser:
         sigma: float | None = None,
         urgency: Urgency = Urgency.VIDEO,
         tally: Tally | None = None,
+        goes_on_before: bool = False,
+        goes_on_after: bool = False,
     ) -> Iterator[Array]:
         """Restore a stream of frames of one size.
 
@@ -109,6 +111,8 @@ class Denoiser:
             sigma: noise level on the [0, 1] scale, for denoisers that must be told.
             urgency: when several jobs want the engine.
             tally: its time in the engine is added to.
+            goes_on_before: the first `spec.frames // 2` frames are there as neighbours only, and have no result.
+            goes_on_after: the last ones are.
 
         Yields:
             [3, H, W], not clamped, one for each frame; `spec.frames // 2` frames behind the input.
@@ -119,7 +123,9 @@ class Denoiser:
         def run(stage: StageSpec, planes: Array) -> Array:
             return self._run_tiled(engines[stage], stage, planes, sigma, urgency, tally)
 
-        for planes in restore_stream(self.spec.stages, run, frames):
+        for planes in restore_stream(
+            self.spec.stages, run, frames, goes_on_before=goes_on_before, goes_on_after=goes_on_after
+        ):
             yield planes[: self.spec.channels]
 
     def _run_tiled(

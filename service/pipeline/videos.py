@@ -3,15 +3,20 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from models.quality import psnr_db, ssim
-from service.errors import BadInput
-from service.job import InputFacts, Metrics, Options, StageSeconds
+from service.errors import BadInput, Indivisible
+from service.job import InputFacts, Metrics, Options, Part, PartOutcome, StageSeconds
+from service.media.segments import SegmentWriter, join
+from service.media.still import jpeg_of
+from service.media.timeline import divide, read_timeline
 from service.media.video import Frame, VideoReader, VideoWriter
 from service.pipeline.denoiser import Denoiser, Pixels, Tally, blend, to_pixels, to_planes
 from service.pipeline.progress import OnProgress, Pace, ignore_progress
@@ -20,7 +25,13 @@ from service.pipeline.turns import Urgency
 from service.settings import Settings
 from trtbuild.engine import Array
 
+OnStill = Callable[[bytes], None]
+
 DEPTH = 4  # frames that may wait between two stages: enough to hide a key frame's encoding, little memory at 4K
+# A part of full HD is then 62 frames: long enough that its neighbours' frames, read twice, cost little, and short
+# enough that little is lost with a worker.
+_PART_PIXELS = 128_000_000
+_PART_FRAMES = (24, 240)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,20 @@ class DenoisedVideo:
     metrics: Metrics
     frames: int
     lost: list[str]  # tracks that the container cannot hold
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisedPart:
+    """What was learnt of a part on the way; its frames are in the file that was written."""
+
+    frames: int
+    tally: Tally
+    seconds: StageSeconds
+    lost: list[str]
+
+
+class _Sink(Protocol):
+    def write(self, frame: Frame) -> None: ...
 
 
 @dataclass(slots=True)
@@ -80,6 +105,7 @@ def denoise_video(
     *,
     reference: Path | None = None,
     on_progress: OnProgress = ignore_progress,
+    on_still: OnStill | None = None,
 ) -> DenoisedVideo:
     """Denoise a video file into `target`, with its other tracks and its timestamps.
 
@@ -94,35 +120,27 @@ def denoise_video(
         reference: a clean video of the same size and number of frames; metrics are means over frames, of the pixels
             that are encoded, before the codec.
         on_progress: told after each frame; what it raises stops the work.
+        on_still: given the first restored frame, as JPEG.
 
     Raises:
         BadInput: a file cannot be decoded, or the reference differs in size or length.
     """
-    sigma = None if options.sigma is None else options.sigma / 255
     tally, quality = Tally(), _Quality()
-    waiting: deque[_Source] = deque()  # those the network still has in its windows
-
-    def planes_of(sources: Iterable[_Source]) -> Iterator[Array]:
-        for one in sources:
-            waiting.append(one)
-            yield one.planes
-
     with VideoReader(source, settings) as reader:
         pace = Pace("frames", reader.facts.frames, on_progress)
         with VideoWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
-
-            def finish(made: tuple[_Source, Array]) -> None:
-                _finish(*made, writer, options.strength, tally, quality)
-
-            with (
-                read_ahead(_decode(reader, reference, settings, quality), DEPTH) as sources,
-                write_behind(finish, DEPTH) as put,
-            ):
-                frames = planes_of(sources)
-                for restored in denoiser.restore_frames(frames, sigma=sigma, urgency=Urgency.VIDEO, tally=tally):
-                    put((waiting.popleft(), restored))
-                    pace.step()
-                pace.finish()
+            sources = _decode(reader, reference, settings, quality)
+            _restore(
+                denoiser,
+                sources,
+                writer,
+                options,
+                pace,
+                tally,
+                quality,
+                turned=int(reader.opened.first.rotation),
+                on_still=on_still,
+            )
             closing = time.monotonic()
             writer.close()
             quality.encode_s += time.monotonic() - closing
@@ -133,6 +151,146 @@ def denoise_video(
                 frames=pace.done,
                 lost=list(writer.lost),
             )
+
+
+def plan_parts(denoiser: Denoiser, source: Path, facts: InputFacts, settings: Settings) -> list[Part]:
+    """How a video is best done in parts; one part means that it is too short for that.
+
+    Raises:
+        Indivisible: it must be done as one.
+        BadInput: it cannot be read.
+    """
+    least, most = _PART_FRAMES
+    by_size = min(max(_PART_PIXELS // (facts.width * facts.height), least), most)
+    return divide(read_timeline(source, settings), settings.part_frames or by_size, denoiser.spec.frames // 2)
+
+
+def still_of(denoiser: Denoiser, source: Path, options: Options, settings: Settings) -> bytes:
+    """A video's first frame, restored, as JPEG.
+
+    Raises:
+        BadInput: it cannot be decoded.
+    """
+    with VideoReader(source, settings) as reader:
+        taken = islice(_decode(reader, None, settings, _Quality()), denoiser.spec.frames)
+        frames = list(taken)
+        restored = denoiser.restore_frames(
+            (one.planes for one in frames), sigma=_told_sigma(options), urgency=Urgency.BATCH
+        )
+        return jpeg_of(
+            _pixels_of(frames[0], next(iter(restored)), options.strength), turned=int(reader.opened.first.rotation)
+        )
+
+
+def denoise_part(
+    denoiser: Denoiser,
+    source: Path,
+    target: Path,
+    part: Part,
+    options: Options,
+    settings: Settings,
+    *,
+    on_progress: OnProgress = ignore_progress,
+) -> DenoisedPart:
+    """Denoise a run of a video's frames into a file that `join_parts` can use; the frames are the whole video's own.
+
+    Raises:
+        Indivisible: the frames are not those that were planned.
+        BadInput: they cannot be decoded.
+    """
+    tally, quality = Tally(), _Quality()
+    with VideoReader(source, settings, part) as reader:
+        pace = Pace("frames", part.frames, on_progress)
+        with SegmentWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
+            _restore(
+                denoiser, _decode(reader, None, settings, quality), writer, options, pace, tally, quality, part=part
+            )
+            closing = time.monotonic()
+            writer.close()
+            quality.encode_s += time.monotonic() - closing
+            if pace.done != part.frames:
+                raise Indivisible(f"part {part.index} has {pace.done} frames; {part.frames} were planned")
+            return DenoisedPart(frames=pace.done, tally=tally, seconds=_seconds(tally, quality), lost=list(writer.lost))
+
+
+def join_parts(
+    parts: Sequence[PartOutcome],
+    files: Sequence[Path],
+    source: Path,
+    target: Path,
+    options: Options,
+    settings: Settings,
+) -> DenoisedVideo:
+    """Make one video of what `denoise_part` wrote, without encoding anew, with the source's other tracks.
+
+    Raises:
+        Indivisible: the parts do not fit together.
+        BadInput: the source's other tracks cannot be read.
+    """
+    started = time.monotonic()
+    with VideoReader(source, settings) as reader:
+        joined = join(files, target, reader, format=options.format, codec=options.codec, crf=options.crf)
+    tally = Tally(removed_power=sum(part.removed_power for part in parts), values=sum(part.values for part in parts))
+    spent = [part.seconds for part in parts]
+    return DenoisedVideo(
+        content_type=joined.content_type,
+        suffix=joined.suffix,
+        metrics=Metrics(
+            sigma_estimate=tally.sigma_estimate,
+            seconds=StageSeconds(
+                decode=sum(one.decode for one in spent),
+                infer=sum(one.infer for one in spent),
+                encode=sum(one.encode for one in spent) + time.monotonic() - started,
+            ),
+        ),
+        frames=sum(part.frames for part in parts),
+        lost=list(dict.fromkeys([*joined.lost, *(lost for part in parts for lost in part.lost)])),
+    )
+
+
+def _restore(
+    denoiser: Denoiser,
+    sources: Iterator[_Source],
+    writer: _Sink,
+    options: Options,
+    pace: Pace,
+    tally: Tally,
+    quality: _Quality,
+    *,
+    part: Part | None = None,
+    turned: int = 0,
+    on_still: OnStill | None = None,
+) -> None:
+    """Decode, denoise and encode side by side; of a part, without the neighbours that only fill the windows."""
+    waiting: deque[_Source] = deque()  # those the network still has in its windows
+    wanted = range(part.lead, part.lead + part.frames) if part else None
+    shown = on_still is None
+
+    def planes_of(ahead: Iterable[_Source]) -> Iterator[Array]:
+        for index, one in enumerate(ahead):
+            if wanted is None or index in wanted:
+                waiting.append(one)
+            yield one.planes
+
+    def finish(made: tuple[_Source, Array]) -> None:
+        nonlocal shown
+        pixels = _finish(*made, writer, options.strength, tally, quality)
+        if not shown and on_still:
+            shown = True
+            on_still(jpeg_of(pixels, turned=turned))
+
+    with read_ahead(sources, DEPTH) as ahead, write_behind(finish, DEPTH) as put:
+        for restored in denoiser.restore_frames(
+            planes_of(ahead),
+            sigma=_told_sigma(options),
+            urgency=Urgency.VIDEO,
+            tally=tally,
+            goes_on_before=bool(part and part.lead),
+            goes_on_after=bool(part and part.trail),
+        ):
+            put((waiting.popleft(), restored))
+            pace.step()
+        pace.finish()
 
 
 def _decode(reader: VideoReader, reference: Path | None, settings: Settings, quality: _Quality) -> Iterator[_Source]:
@@ -167,13 +325,12 @@ def _timed(reader: VideoReader, quality: _Quality) -> Iterator[Frame]:
 
 
 def _finish(
-    source: _Source, restored: Array, writer: VideoWriter, strength: float, tally: Tally, quality: _Quality
-) -> None:
+    source: _Source, restored: Array, writer: _Sink, strength: float, tally: Tally, quality: _Quality
+) -> Pixels:
     """Blend, measure and encode a frame. Runs behind the network, in the encoder's thread."""
     tally.add_removed(source.planes, restored)
     frame = source.frame
-    scale = np.float32(np.iinfo(frame.pixels.dtype).max)
-    pixels = to_pixels(blend(source.planes, restored, strength), frame.pixels.dtype, scale)
+    pixels = _pixels_of(source, restored, strength)
     if source.clean is not None:
         quality.psnr.add(psnr_db(pixels, source.clean))
         quality.input_psnr.add(psnr_db(frame.pixels, source.clean))
@@ -181,6 +338,16 @@ def _finish(
     started = time.monotonic()
     writer.write(replace(frame, pixels=pixels))
     quality.encode_s += time.monotonic() - started
+    return pixels
+
+
+def _pixels_of(source: _Source, restored: Array, strength: float) -> Pixels:
+    dtype = source.frame.pixels.dtype
+    return to_pixels(blend(source.planes, restored, strength), dtype, np.float32(np.iinfo(dtype).max))
+
+
+def _told_sigma(options: Options) -> float | None:
+    return None if options.sigma is None else options.sigma / 255
 
 
 def _metrics(tally: Tally, quality: _Quality) -> Metrics:
@@ -189,8 +356,12 @@ def _metrics(tally: Tally, quality: _Quality) -> Metrics:
         ssim=quality.ssim.value,
         input_psnr_db=quality.input_psnr.value,
         sigma_estimate=tally.sigma_estimate,
-        seconds=StageSeconds(decode=quality.decode_s, infer=tally.infer_s, encode=quality.encode_s),
+        seconds=_seconds(tally, quality),
     )
+
+
+def _seconds(tally: Tally, quality: _Quality) -> StageSeconds:
+    return StageSeconds(decode=quality.decode_s, infer=tally.infer_s, encode=quality.encode_s)
 
 
 def _check_same_size(clean: InputFacts, noisy: InputFacts) -> None:

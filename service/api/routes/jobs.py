@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from models.catalogue import Kind
 from service.api import documents, headers, openapi, problems
-from service.api.forms import Fields, ImageForm, VideoForm, read_form, request_body
+from service.api.forms import ImageJobForm, JobFields, VideoForm, read_form, request_body
 from service.api.services import Services, UseServices
 from service.errors import JobNotFound, NotReady
 from service.intake import Asked
-from service.job import JOB_ID_PATTERN, JobDocument, JobState, Record, document_of
+from service.job import JOB_ID_PATTERN, JobDocument, JobState, Record, Result, document_of
 
 router = APIRouter(tags=["jobs"])
 
@@ -63,11 +63,11 @@ class JobPage(BaseModel):
     description="Answers as soon as the image is stored.\n\n"
     "```\ncurl -F file=@noisy.png -H 'Idempotency-Key: 7b1e6f0a' http://localhost:8000/jobs/image\n```",
     response_class=Response,
-    openapi_extra=request_body(ImageForm, "image"),
+    openapi_extra=request_body(ImageJobForm, "image"),
     responses={202: openapi.ACCEPTED, **openapi.problems(400, 413, 415, 422, 503)},
 )
 async def submit_image(request: Request, services: UseServices, idempotency_key: IdempotencyKey = None) -> Response:
-    return await _submit(request, services, "image", ImageForm, idempotency_key)
+    return await _submit(request, services, "image", ImageJobForm, idempotency_key)
 
 
 @router.post(
@@ -85,7 +85,7 @@ async def submit_video(request: Request, services: UseServices, idempotency_key:
 
 
 async def _submit(
-    request: Request, services: Services, kind: Kind, fields_of: type[Fields], idempotency_key: str | None
+    request: Request, services: Services, kind: Kind, fields_of: type[JobFields], idempotency_key: str | None
 ) -> Response:
     async with read_form(request, services.spool) as form:
         fields = form.read_as(fields_of)
@@ -96,6 +96,7 @@ async def _submit(
             name=upload.name,
             options=fields.options(),
             model=fields.model,
+            webhook_url=fields.webhook_url,
             reference=form.files["reference"].content if "reference" in form.files else None,
         )
         job_id, _ = await services.intake.accept(asked, idempotency_key=idempotency_key)
@@ -233,6 +234,7 @@ async def _until(stop: asyncio.Event, feed: AsyncIterator[_Item]) -> AsyncIterat
             "headers": {"Content-Range": openapi.header("Which bytes of how many.")},
         },
         304: {"description": "It is what `If-None-Match` names."},
+        307: openapi.MOVED,
         **openapi.problems(404, 409, 410, 416, 503),
     },
 )
@@ -251,6 +253,13 @@ async def get_result(
     told = documents.result_headers(result)
     if headers.matches(if_none_match, told["ETag"]):
         return Response(status_code=304, headers={"ETag": told["ETag"]})
+    bodiless = request.method == "HEAD"
+    if services.settings.result_redirect:
+        # Ranges are the store's to give: whoever asked for one asks for it there again.
+        ttl_s = services.settings.redirect_ttl_s
+        moved = await documents.redirect_response(services.store, result, ttl_s=ttl_s, bodiless=bodiless)
+        if moved:
+            return moved
     stretch = None
     if if_range is None or if_range == told["ETag"]:
         try:
@@ -261,7 +270,32 @@ async def get_result(
                 f"the result has {result.bytes} bytes; the range {range_} holds none of them",
                 headers={"Content-Range": f"bytes */{result.bytes}"},
             ) from None
-    return await documents.result_response(services.store, result, stretch=stretch, bodiless=request.method == "HEAD")
+    return await documents.result_response(services.store, result, stretch=stretch, bodiless=bodiless)
+
+
+@router.get(
+    "/jobs/{job_id}/preview",
+    summary="See a video's first frame restored",
+    description="A JPEG, there within seconds of a worker's taking the video; the event `preview` tells when.\n\n"
+    "```\ncurl -o preview.jpg http://localhost:8000/jobs/$ID/preview\n```",
+    response_class=Response,
+    responses={
+        200: {"description": "The still.", "content": {"image/jpeg": {"schema": {"type": "string"}}}},
+        304: {"description": "It is what `If-None-Match` names."},
+        **openapi.problems(404, 409, 410, 503),
+    },
+)
+async def get_preview(
+    job_id: JobId,
+    services: UseServices,
+    if_none_match: Annotated[str | None, Header(description="`ETag` of what is there already.")] = None,
+) -> Response:
+    preview = documents.preview_of(await services.queue.get(job_id))
+    still = Result(**preview.model_dump(), file_name=f"{job_id}-preview.jpg")
+    told = documents.result_headers(still)
+    if headers.matches(if_none_match, told["ETag"]):
+        return Response(status_code=304, headers={"ETag": told["ETag"]})
+    return await documents.result_response(services.store, still, {"Accept-Ranges": "none"})
 
 
 @router.delete(

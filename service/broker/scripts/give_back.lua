@@ -4,7 +4,7 @@ local worker, lane, entry, id = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if is_pending_at(lane, entry, worker) then
   local job = read_job(id)
   if job.entry == entry and not FINAL[job.state] then
-    redis.call('HSET', key('job', id), 'entry', add_entry(lane, id))
+    redis.call('HSET', key('job', id), 'entry', add_entry(lane, id, job.compat))
   end
   drop_entry(lane, entry)
 end

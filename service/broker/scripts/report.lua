@@ -3,7 +3,7 @@
 --       7 shortest time between two events (ms).
 -- Returns 'held', 'cancelling' or 'lost'.
 local id = ARGV[3]
-local f = redis.call('HMGET', key('job', id), 'state', 'owner', 'fence', 'lane', 'progress_ms')
+local f = redis.call('HMGET', key('job', id), 'state', 'owner', 'fence', 'lane', 'done')
 local job = {state = f[1], owner = f[2], fence = f[3]}
 if not is_held(job, ARGV[2], ARGV[4]) then
   if f[4] then
@@ -14,10 +14,26 @@ end
 if job.state == 'cancelling' then
   return 'cancelling'
 end
-redis.call('HSET', key('job', id), 'progress', ARGV[5])
-local ms = now_ms()
-if ARGV[6] == '1' or not f[5] or ms - tonumber(f[5]) >= tonumber(ARGV[7]) then
-  redis.call('HSET', key('job', id), 'progress_ms', ms)
-  publish(id, 'progress', ARGV[5])
+local ms, shown, progress, last = now_ms(), id, ARGV[5], ARGV[6] == '1'
+local video = video_of(id)
+if video then
+  -- A video's progress is the sum of its parts'.
+  local done = cjson.decode(progress).done
+  redis.call('HSET', key('job', id), 'done', done)
+  local sum = redis.call('HINCRBY', key('job', video), 'frames_done', done - tonumber(f[5] or 0))
+  local v = redis.call('HMGET', key('job', video), 'frames_total', 'divided_at')
+  local total, elapsed = tonumber(v[1]), ms / 1000 - tonumber(v[2])
+  local whole = {done = sum, total = total, unit = 'frames'}
+  if sum > 0 and elapsed > 0 then
+    whole.rate = math.floor(sum / elapsed * 1000 + 0.5) / 1000
+    whole.eta_seconds = math.floor((total - sum) * elapsed / sum * 100 + 0.5) / 100
+  end
+  shown, progress, last = video, cjson.encode(whole), sum == total
+end
+redis.call('HSET', key('job', shown), 'progress', progress)
+local told_ms = redis.call('HGET', key('job', shown), 'progress_ms')
+if last or not told_ms or ms - tonumber(told_ms) >= tonumber(ARGV[7]) then
+  redis.call('HSET', key('job', shown), 'progress_ms', ms)
+  publish(shown, 'progress', progress)
 end
 return 'held'
