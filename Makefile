@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo serve test check format graphs clean
+.PHONY: help demo serve test chaos check format graphs clean
 
 help:
 	@echo "make demo    install, serve, denoise a photo and a clip over HTTP, show the result, stop"
 	@echo "make serve   install, then serve on http://127.0.0.1:8000 until Ctrl-C"
 	@echo "make test    install everything, run the tests"
+	@echo "make chaos   kill, stop, cut off and fill up the service at work, and see that nothing is lost"
 	@echo "make check   lint, format and types"
 	@echo "make format  put the code into shape"
 	@echo "make graphs  export the shipped weights to ONNX again"
@@ -23,6 +24,9 @@ serve: $(VENV)/light
 
 test: $(VENV)/full
 	$(BIN)/python -m pytest $(TESTS)
+
+chaos: $(VENV)/full
+	PYTHONPATH=tests $(BIN)/python -m chaos $(CHAOS)
 
 check: $(VENV)/full
 	$(BIN)/ruff check .

@@ -81,8 +81,21 @@ def test_a_resumed_run_takes_the_step_that_the_unbroken_one_takes(name, material
     assert all(torch.equal(value, unbroken._average[key]) for key, value in resumed._average.items())
 
 
-def test_a_joint_run_starts_from_the_finished_part_moves_all_and_saves_all(material, weights_dir):
+def test_a_frozen_part_is_not_touched_and_not_saved(material, weights_dir):
     run = run_of("fitvnet", material, weights_dir / "fitvnet.safetensors", weights_dir)
+    before = {key: value.detach().clone() for key, value in run._network.state_dict().items()}
+    run._one_step()
+    run.finish([weights_dir])
+    after = run._network.state_dict()
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {"first", "second"}
+    assert {key.split(".")[0] for key in load_file(weights_dir / "fitvnet.safetensors")} == {"first", "second"}
+    # What training wrote is what the catalogue's denoiser is made of.
+    assert load_network(CATALOGUE["fitvnet"], weights_dir)
+
+
+def test_a_joint_run_starts_from_the_finished_part_moves_all_and_saves_all(material, weights_dir):
+    run = run_of("fitvnet-joint", material, weights_dir / "fitvnet.safetensors", weights_dir)
     before = {key: value.detach().clone() for key, value in run._network.state_dict().items()}
     finished = load_file(weights_dir / "fitvnet-spatial.safetensors")
     assert all(torch.equal(before[f"spatial.{key}"], value) for key, value in finished.items())

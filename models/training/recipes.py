@@ -1,7 +1,7 @@
 """What each shipped network was taught, on what, and how: recipes as data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Phase:
 class Recipe:
     """All that is known of a training run before it starts."""
 
-    name: str  # of the weights it makes
+    name: str
     build: Callable[[], nn.Module]
     restore: Callable[[nn.Module, Tensor], Tensor]  # [N, T, 3, H, W] noisy to [N, M, 3, H, W], the middle M frames
     objective: Callable[[nn.Module, Tensor, Tensor, float], Tensor]  # network, noisy, clean, progress 0 to 1 -> loss
@@ -39,6 +39,7 @@ class Recipe:
     ema_decay: float = 0.998
     seed: int = 2026
     starts_from: dict[str, str] = field(default_factory=dict)  # part of the network -> finished weights it starts from
+    frozen: tuple[str, ...] = ()  # parts that stay as they start; they have a weights file of their own
     source: str = ""
 
 
@@ -72,6 +73,11 @@ def image_error(network: nn.Module, noisy: Tensor, clean: Tensor, _progress: flo
 
 def image_squared_error(network: nn.Module, noisy: Tensor, clean: Tensor, _progress: float) -> Tensor:
     return half_squared_error(restore_image(network, noisy), clean)
+
+
+def clip_error(network: nn.Module, noisy: Tensor, clean: Tensor, _progress: float) -> Tensor:
+    """FITVNet's equation (9): the blocks' error, as at the end of equation (10), where the spatial one has decayed."""
+    return l2_norm(restore_clip(network, noisy), clean[:, 2:-2])
 
 
 def joint_error(network: nn.Module, noisy: Tensor, clean: Tensor, progress: float) -> Tensor:
@@ -110,14 +116,25 @@ FITVNET = Recipe(
     name="fitvnet",
     build=FITVNet,
     restore=restore_clip,
-    objective=joint_error,
-    phases=(Phase(0.0, 96, 3), Phase(0.6, 128, 2)),
+    objective=clip_error,
+    phases=(Phase(0.0, 64, 6), Phase(0.5, 96, 3)),
     frames=7,
-    footage_share=0.5,
+    footage_share=0.4,
     learning_rate=4e-4,  # at 1e-3 the second block's last layers died after a thousand steps
     warmup_steps=200,
-    gradient_clip=0.1,  # norms are 0.01 to 0.05; a spike is what kills
-    starts_from={"spatial": "fitvnet-spatial"},  # the first epochs of equation (10), where its error weighs most
+    gradient_clip=0.05,  # norms are 0.01 to 0.04; a spike is what kills
+    starts_from={"spatial": "fitvnet-spatial"},
+    frozen=("spatial",),  # so that image and video denoiser share it
+    source="FITVNet equation (9), after equation (7)",
+)
+
+FITVNET_JOINT = replace(  # gives one file, the spatial module in it
+    FITVNET,
+    name="fitvnet-joint",
+    objective=joint_error,
+    phases=(Phase(0.0, 96, 3), Phase(0.6, 128, 2)),
+    gradient_clip=0.1,
+    frozen=(),
     source="FITVNet equation (10), clean targets (jsc)",
 )
 
@@ -131,4 +148,4 @@ DNCNN = Recipe(
     source="DnCNN equation (1)",
 )
 
-RECIPES = {recipe.name: recipe for recipe in (FITVNET_SPATIAL, FITVNET, DNCNN)}
+RECIPES = {recipe.name: recipe for recipe in (FITVNET_SPATIAL, FITVNET, FITVNET_JOINT, DNCNN)}

@@ -93,7 +93,9 @@ class _Run:
         self._earlier: dict[str, dict[str, str]] = {}  # facts of the runs that the first weights came from
         for part, name in recipe.starts_from.items():
             self._load_part(self._network.get_submodule(part), weights_dir / f"{name}.safetensors")
-        self._trained = dict(self._network.named_parameters())
+        for part in recipe.frozen:
+            self._network.get_submodule(part).requires_grad_(False)
+        self._trained = {name: p for name, p in self._network.named_parameters() if p.requires_grad}
         decay = [p for p in self._trained.values() if p.ndim > 1]
         plain = [p for p in self._trained.values() if p.ndim <= 1]
         self._optimizer = torch.optim.AdamW(
@@ -245,7 +247,7 @@ class _Run:
 
     def _state(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self._network.state_dict(keep_vars=True)
-        return state
+        return {name: value for name, value in state.items() if name.split(".")[0] not in self._recipe.frozen}
 
     def _copy_of_state(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self._state().items()}
