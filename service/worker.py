@@ -56,8 +56,8 @@ WAIT_S = 2.0  # a blocking read lasts no longer, so that a stop is seen
 REPORT_EVERY_S = 0.1
 RECONNECT_S = 1.0
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-ROOM_PAUSE_S = 2.0
-MOST_PAUSES = 100  # then its attempts count: what never finds room must end too
+PAUSE_S = 2.0  # while what the job needs is away
+MOST_PAUSES = 100  # then its attempts count: what never comes back must end too
 _OWN_SPOOL = f"video-{socket.gethostname()}."  # then the process, so that a killed worker's files are known as such
 URGENCY = {Lane.IMAGE_INTERACTIVE: Urgency.INTERACTIVE, Lane.IMAGE_BATCH: Urgency.BATCH}
 
@@ -174,15 +174,10 @@ class Worker:
                 client.bury(lease, problem_of(err))
             except LeaseLost:
                 raise
-            except NotReady as err:
-                # No fault of the job's: where its blobs are is away. The pause keeps it from going round in circles.
-                log.warning("job %s: handed back: %s", lease.id, err)
-                client.release(lease)
-                stop.asked.wait(RECONNECT_S)
             except Exception as err:
-                if _finds_no_room(err) and lease.fence - lease.attempt < MOST_PAUSES:
-                    log.warning("job %s: the disk is full: %s", lease.id, err)
-                    stop.asked.wait(ROOM_PAUSE_S)  # with the lease in hand, or others would try in vain at once
+                if _is_no_fault_of_the_job(err) and lease.fence - lease.attempt < MOST_PAUSES:
+                    log.warning("job %s: handed back: %s", lease.id, err)
+                    stop.asked.wait(PAUSE_S)  # with the lease in hand, or others would try in vain at once
                     client.release(lease)
                 else:
                     log.exception("job %s: attempt %d failed", lease.id, lease.attempt)
@@ -309,9 +304,9 @@ class Worker:
         )
 
 
-def _finds_no_room(err: Exception) -> bool:
-    """Neither the job's fault nor this worker's: a full disk alone must not use up the attempts."""
-    return isinstance(err, OSError) and err.errno in NO_ROOM
+def _is_no_fault_of_the_job(err: Exception) -> bool:
+    """A full disk or a store that is away must not use up the attempts."""
+    return isinstance(err, NotReady) or (isinstance(err, OSError) and err.errno in NO_ROOM)
 
 
 def _nothing_more() -> None:

@@ -193,7 +193,8 @@ class EmbeddedServer:
             if time.monotonic() > deadline:
                 if pid <= 0:
                     raise NotReady("an earlier service's queue server does not end; end it by hand")
-                # Killing loses nothing that it acknowledged: each command is written before it is answered.
+                # Killed, it keeps what it acknowledged: each command is written before it is answered, but for the
+                # moment in which the disk is slow to flush what came before.
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 deadline = time.monotonic() + _STALE_S
