@@ -24,7 +24,7 @@ Quality = dict[str, dict[str, Figures]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The run that made one of the weights files."""
+    """The runs that made one of the weights files: the last, and those of the same recipe that it went on from."""
 
     weights: str
     sha256: str
@@ -34,6 +34,7 @@ class Training:
     steps: int
     seed: int
     device: str
+    runs: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class Card:
         """For a terminal: a paragraph a training run, a line a figure, the limits."""
         lines = [
             f"{run.weights}: recipe {run.recipe} on {run.data}; {run.steps} steps in {run.minutes:g} minutes on "
-            f"{run.device}, seed {run.seed}; sha256 {run.sha256[:16]}"
+            f"{run.device}{f', {run.runs} runs' if run.runs > 1 else ''}, seed {run.seed}; sha256 {run.sha256[:16]}"
             for run in self.training
         ]
         for data, levels in self.quality.items():
@@ -158,16 +159,27 @@ def _training_of(name: str, weights_dir: Path) -> Training:
     # The format's first eight bytes are the length of a JSON header, little end first; facts are its `__metadata__`.
     length = int.from_bytes(content[:8], "little")
     facts = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    runs = _runs_of(facts)
     return Training(
         weights=name,
         sha256=hashlib.sha256(content).hexdigest(),
         recipe=facts.get("recipe", name),
         data=facts.get("data", ""),
-        minutes=float(facts.get("minutes", 0)),
-        steps=int(facts.get("steps", 0)),
+        minutes=round(sum(float(run.get("minutes", 0)) for run in runs), 1),
+        steps=sum(int(run.get("steps", 0)) for run in runs),
         seed=int(facts.get("seed", 0)),
         device=facts.get("device", ""),
+        runs=len(runs),
     )
+
+
+def _runs_of(facts: dict[str, str]) -> list[dict[str, str]]:
+    """The facts of a run, and of those before it that it took the same network from."""
+    runs = [facts]
+    for earlier in json.loads(facts.get("started_from", "{}")).values():
+        if earlier.get("recipe") == facts.get("recipe"):
+            runs += _runs_of(earlier)
+    return runs
 
 
 def _limits_of(spec: DenoiserSpec) -> str:

@@ -63,15 +63,19 @@ def main() -> None:
 
 
 @contextmanager
-def running_service() -> Iterator[str]:
+def running_service(**settings: object) -> Iterator[str]:
     """Run `quietframe serve` over a fresh data directory, on a free port; gives its base URL.
+
+    Args:
+        settings: other than usual, by name.
 
     Raises:
         RuntimeError: it did not start, or did not end with status 0.
     """
     with tempfile.TemporaryDirectory(prefix="quietframe-") as data_dir:
         command = [sys.executable, "-m", "service", "serve", "--port", "0", "--data-dir", data_dir]
-        environment = os.environ | {"QUIETFRAME_LOG_LEVEL": "warning"}
+        said = {f"QUIETFRAME_{name.upper()}": str(value) for name, value in settings.items()}
+        environment = os.environ | {"QUIETFRAME_LOG_LEVEL": "warning"} | said
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as service:
             try:
                 yield _base_url(service)

@@ -38,6 +38,7 @@ class TrainingRun(BaseModel):
     steps: int = Field(description="Optimizer steps.")
     seed: int = Field(description="Seed of all that was random.")
     device: str = Field(description="What it ran on.")
+    runs: int = Field(description="Runs that minutes and steps are over, each going on from the one before.")
 
 
 class MeasuredCard(BaseModel):
