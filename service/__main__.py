@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shlex
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -101,6 +100,7 @@ def worker(data_dir: DataDir = None, workers: Workers = None, redis_url: RedisUr
 def worker_process(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     """Be one of the workers that `serve` and `worker` keep running."""
     from service.processes import CANNOT_RUN_HERE
+    from service.supervise import on_first_signal
     from service.worker import Stop, Worker
     from trtbuild.engine import BackendUnavailable
 
@@ -108,8 +108,7 @@ def worker_process(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None
     settings = _settings(data_dir=data_dir, redis_url=url)
     _log_to_stderr(settings)
     stop = Stop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.ask(settings.drain_s))
+    on_first_signal(lambda: stop.ask(settings.drain_s))
     try:
         went_well = Worker(settings, url).run(stop)
     except (BackendUnavailable, NeedsExtra) as problem:

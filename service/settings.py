@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.job import Lane
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret, the start of each
+_LEAST_MEMORY_BYTES = 256 * 1024**2
 _SECRET_BYTES = range(24, 65)  # Standard Webhooks, "signature scheme"
 
 
@@ -48,12 +50,32 @@ def _checked(secrets: SecretStr | None) -> SecretStr | None:
     return secrets
 
 
+def _certificates(path: Path | None) -> Path | None:
+    """Told at once: a worker that could not read them would look healthy and send nothing."""
+    if path is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except OSError as err:  # ssl.SSLError is one
+            raise ValueError(f"no certificate authorities can be read: {err.strerror or err}") from None
+    return path
+
+
+def _none_or_enough(memory_bytes: int) -> int:
+    """Less than the models themselves need would kill every worker as soon as it is up."""
+    if 0 < memory_bytes < _LEAST_MEMORY_BYTES:
+        raise ValueError(f"a worker needs at least {_LEAST_MEMORY_BYTES} bytes; 0 sets no bound")
+    return memory_bytes
+
+
 def _known_lanes(text: str) -> str:
     """Blank means all."""
     names = text.replace(",", " ").split() or list(Lane)
     if unknown := [name for name in names if name not in set(Lane)]:
         raise ValueError(f"there is no lane {unknown[0]!r}; known are {', '.join(Lane)}")
     return ",".join(names)
+
+
+_TEN_YEARS_S = 10 * 366 * 24 * 3600
 
 
 class Settings(BaseSettings):
@@ -67,7 +89,7 @@ class Settings(BaseSettings):
     workers: int = Field(
         1, ge=0, le=64, description="Worker processes of this machine; 0 means one for each NVIDIA GPU, or one."
     )
-    worker_memory_bytes: int = Field(
+    worker_memory_bytes: Annotated[int, AfterValidator(_none_or_enough)] = Field(
         0,
         ge=0,
         description="Memory a worker may hold (Linux); one with more is killed, its jobs tried again. 0: no bound.",
@@ -115,13 +137,19 @@ class Settings(BaseSettings):
     max_video_frames: int = Field(1_000_000, ge=1, description="Longest video, in frames.")
     max_queued_jobs: int = Field(10_000, ge=1, description="Jobs that may wait in one lane; more are answered 503.")
 
-    sync_timeout_s: float = Field(300.0, gt=0, description="How long POST /denoise/image waits for its result.")
-    lease_ttl_s: float = Field(30.0, gt=0.1, description="How long a worker may be silent before its job is given on.")
+    sync_timeout_s: float = Field(
+        300.0, gt=0, le=86_400, description="How long POST /denoise/image waits for its result."
+    )
+    lease_ttl_s: float = Field(
+        30.0, gt=0.1, le=3600, description="How long a worker may be silent before its job is given on."
+    )
     max_attempts: int = Field(3, ge=1, description="Times a job is tried before it is given up.")
-    drain_s: float = Field(20.0, ge=0, description="How long a stopping worker may take to finish the work in hand.")
-    result_ttl_s: float = Field(24 * 3600, gt=0, description="How long a result is kept.")
+    drain_s: float = Field(
+        20.0, ge=0, le=86_400, description="How long a stopping worker may take to finish the work in hand."
+    )
+    result_ttl_s: float = Field(24 * 3600, gt=0, le=_TEN_YEARS_S, description="How long a result is kept.")
     record_ttl_s: float = Field(
-        7 * 24 * 3600, gt=0, description="How long a job is remembered after its result is gone."
+        7 * 24 * 3600, gt=0, le=_TEN_YEARS_S, description="How long a job is remembered after its result is gone."
     )
 
     # Left out of every dump: child processes inherit the variable itself, and nothing else needs the value.
@@ -136,7 +164,7 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(
         False, description="Whether webhooks may go to loopback and private networks too: for closed networks."
     )
-    webhook_ca_file: Path | None = Field(
+    webhook_ca_file: Annotated[Path | None, AfterValidator(_certificates)] = Field(
         None, description="Certificate authorities (PEM) that receivers may be known by, beside the system's."
     )
     webhook_timeout_s: float = Field(20.0, gt=0, le=60, description="How long one try of a webhook may take in all.")
@@ -144,6 +172,7 @@ class Settings(BaseSettings):
     webhook_retry_s: float = Field(
         5.0,
         gt=0,
+        le=6 * 3600,
         description="Pause after a webhook's first failure; threefold after each further one, up to six hours.",
     )
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.2
 YOUNG_S = 10.0  # a child that dies younger than this has something wrong with it
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+UNKILLABLE_S = 5.0  # a process that waits for a dead disk or driver cannot be killed
 KILL_AFTER_S = 10.0  # beyond the time to drain: handing back takes a moment too
 SERVICE = (sys.executable, "-m", "service")
 
@@ -116,8 +117,22 @@ def run_workers(settings: Settings, redis_url: str, *, stop: Event) -> None:
 
 def stop_on_signals(stop: Event) -> None:
     """Let SIGINT and SIGTERM set `stop`. A second one changes nothing: the children hear of it from us, not from it."""
+    on_first_signal(stop.set)
+
+
+def on_first_signal(act: Callable[[], None]) -> None:
+    """Do it at the first SIGINT or SIGTERM, and nothing at those that follow.
+
+    `Event.set` holds a lock that the handler of a second signal would wait for without end.
+    """
+
+    def hear(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)  # not SIG_IGN, which children would inherit
+        act()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, hear)
 
 
 def stopped_within(seconds: float, stop: Event) -> bool:
@@ -190,7 +205,7 @@ class _Child:
             env=self.program.environment,
             pass_fds=self.program.inherited,
             stdin=subprocess.DEVNULL,
-            # Ctrl-C is for the parent, which stops its children in order; and a child's own children die with it.
+            # Ctrl-C is for the parent, which stops its children in order; what it kills, it kills with its children.
             start_new_session=True,
             preexec_fn=dies_with_parent(),
         )
@@ -208,7 +223,11 @@ class _Child:
             self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2)) if young else 0.0
             log.warning("%s died (%s); starting it again in %.1f s", self.program.name, self.status, self._pause_s)
         if now - self._died_at >= self._pause_s:
-            self.start()
+            try:
+                self.start()
+            except (OSError, subprocess.SubprocessError) as err:
+                # No memory or no process number left for now: it counts as one more death.
+                log.error("%s cannot be started now: %s", self.program.name, err)
 
     def watch_memory(self) -> None:
         """Kill it if it holds more than it may."""
@@ -235,4 +254,7 @@ class _Child:
         if self._process and self.is_running:
             with suppress(ProcessLookupError, PermissionError):  # it ended in this moment; the latter is macOS's answer
                 os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
-            self._process.wait()
+            try:
+                self._process.wait(UNKILLABLE_S)
+            except subprocess.TimeoutExpired:
+                log.error("%s (process %d) hangs in the kernel, and is left", self.program.name, self._process.pid)

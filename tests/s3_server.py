@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from ports import free_port
 
 _PATIENCE_S = 20.0
 _CHUNK_BYTES = 256 << 10
@@ -33,7 +34,7 @@ class S3Server:
         self._folder = folder
         self._log = folder / "log"
         (folder / "buckets" / "bucket").mkdir(parents=True)
-        self._port, self._inner_port = _free_ports()
+        self._port, self._inner_port = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._door: _Door | None = None
         self.url = f"http://127.0.0.1:{self._port}"
@@ -85,7 +86,7 @@ class S3Server:
             self._door = None
         if self._process:
             self._process.terminate()
-            self._process.wait()
+            self._process.wait(_PATIENCE_S)
             self._process = None
 
 
@@ -165,8 +166,3 @@ def _answers(url: str) -> bool:
     except httpx.TransportError:
         return False
     return True
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        return one.getsockname()[1], other.getsockname()[1]

@@ -483,6 +483,41 @@ def test_a_result_that_is_not_there_yet_says_when_to_come_back(api: httpx.Client
     assert assert_problem(answer, 409, "job_not_ready")["retryable"]
 
 
+def test_a_preview_can_be_seen_while_the_video_is_worked_on(settings: Settings, api: httpx.Client) -> None:
+    answer = api.post("/jobs/video", files={"file": ("noisy.mp4", short_video())})
+    job = answer.json()
+    assert job["preview"] is None
+    url = f"/jobs/{job['id']}/preview"
+    assert_problem(api.get(url), 409, "job_not_ready")
+    still = b"\xff\xd8 as a worker makes it"
+    blob = open_store(settings).put(io.BytesIO(still))
+    assert settings.redis_url
+    with LeaseClient(settings.redis_url, settings, "painter") as leases:
+        lease = leases.lease([Lane.VIDEO], PATIENCE_S)
+        assert lease
+        leases.preview(
+            lease, Preview(blob=blob.name, content_type="image/jpeg", bytes=blob.bytes, sha256=blob.sha256)
+        )
+        shown = api.get(f"/jobs/{job['id']}").json()
+        assert shown["state"] == "running"
+        assert shown["preview"] == {
+            "url": url,
+            "content_type": "image/jpeg",
+            "bytes": len(still),
+            "sha256": hashlib.sha256(still).hexdigest(),
+        }
+        seen = api.get(url)
+        assert (seen.status_code, seen.content, seen.headers["content-type"]) == (200, still, "image/jpeg")
+        assert api.head(url).headers["content-length"] == str(len(still))
+        assert api.get(url, headers={"If-None-Match": seen.headers["etag"]}).status_code == 304
+        leases.bury(lease, problem(422, "bad_input", "The input cannot be denoised", "frame 2 cannot be decoded"))
+    told = followed(api, job["id"])
+    assert [event["event"] for event in told] == ["state", "state", "preview", "state"]
+    assert api.get(url).status_code == 200  # of what failed later too, as long as a result would be kept
+    assert_problem(api.get(f"/jobs/{NO_JOB}/preview"), 404, "job_not_found")
+    assert_problem(api.get(f"/jobs/{submit(api)['id']}/preview"), 410, "result_gone")
+
+
 def test_a_result_whose_bytes_are_gone_is_gone(settings: Settings, api: httpx.Client, result_url: str) -> None:
     for blob in (settings.data_dir / "blobs").glob("??/*"):
         blob.unlink()

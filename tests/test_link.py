@@ -4,7 +4,6 @@ import contextlib
 import functools
 import logging
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 import trustme
+from ports import free_port
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -215,12 +215,6 @@ def secret_park(binary: Path, tmp_path: Path, papers: Papers) -> Iterator[Park]:
 @pytest.fixture
 def settings() -> Settings:
     return Settings(lease_ttl_s=30)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(holds: Callable[[], bool]) -> None:

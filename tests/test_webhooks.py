@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
+import trustme
 from api_support import PATIENCE_S, PlayedWorker, noisy_png, served
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -43,9 +44,10 @@ from service.errors import BadInput, problem
 from service.job import InputFacts, Job, Lane, Metrics, Options, Outcome, Record, Result, document_of, new_job_id
 from service.settings import Settings
 from service.supervise import environment_of
-from service.webhooks.delivery import AT_ONCE_PER_HOST, Courier, pause_after
-from service.webhooks.egress import Answer, CallFailed, Egress, Resolve, look_up
+from service.webhooks.delivery import AT_ONCE, AT_ONCE_PER_HOST, Courier, pause_after
+from service.webhooks.egress import AT_ONCE_PER_ADDRESS, Answer, CallFailed, Egress, Resolve, look_up
 from service.webhooks.target import Target, target_of, why_forbidden
+from service.webhooks.turns import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, TurnedAway, Turns
 
 ROOT = Path(__file__).parent.parent
 SECRET = f"whsec_{base64.b64encode(bytes(range(24))).decode()}"
@@ -537,6 +539,93 @@ def test_a_slow_receiver_holds_up_no_other(url: str, receiver: Receiver, another
         receiver.go.set()
 
 
+def test_many_names_of_one_slow_receiver_leave_room_for_others(url: str, receiver: Receiver) -> None:
+    receiver.go.clear()
+    names = [f"slow-{number}.example.com" for number in range(AT_ONCE + 2)]
+    for name in names:
+        put(url, receiver.url(name))
+        work(url, done)
+    with courier(url, settings_of(), here), Redis.from_url(url, decode_responses=True) as link:
+        waiting = len(names) - AT_ONCE_PER_ADDRESS
+        until(lambda: link.zcard(f"{keys.PREFIX}hooks:due") == waiting)
+        until(lambda: receiver.heard.qsize() == AT_ONCE_PER_ADDRESS)
+        attempts = [
+            link.hget(f"{keys.PREFIX}hook:{one}", "attempts") for one in link.zrange("quietframe:hooks:due", 0, -1)
+        ]
+        assert attempts == ["0"] * waiting
+        receiver.go.set()
+
+
+class Clock:
+    """Tells the time that the test says."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def pause_before(turns: Turns, key: str) -> float:
+    with pytest.raises(TurnedAway) as told:
+        turns.enter(key)
+    return told.value.pause_s
+
+
+def test_the_more_wait_for_a_slow_receiver_the_later_each_comes_again() -> None:
+    clock = Clock()
+    turns = Turns(2, clock)
+    both = [turns.enter("slow") for _ in range(2)]
+    assert pause_before(turns, "slow") <= 1.5 * SHORTEST_PAUSE_S  # nothing is known of it yet
+    clock.now += 10
+    for waiting in range(2, 200):
+        pause_s = min(waiting * 10 / 2, LONGEST_PAUSE_S)
+        assert 0.5 * pause_s <= pause_before(turns, "slow") <= 1.5 * pause_s
+    turns.enter("quick").leave()
+    for turn in both:
+        turn.leave()
+    both = [turns.enter("slow") for _ in range(2)]
+    assert 0.5 * 5 <= pause_before(turns, "slow") <= 1.5 * 5  # it took 10 s the last time
+
+
+def test_a_crowd_before_a_quick_receiver_comes_again_soon() -> None:
+    clock = Clock()
+    turns = Turns(2, clock)
+    for _ in range(100):
+        both = [turns.enter("quick") for _ in range(2)]
+        clock.now += 0.02
+        assert all(pause_before(turns, "quick") <= 1.5 * SHORTEST_PAUSE_S for _ in range(50))
+        for turn in both:
+            turn.leave()
+
+
+def test_receivers_that_nobody_waits_for_are_forgotten_and_the_others_are_not() -> None:
+    turns = Turns(1)
+    turn = turns.enter("slow")
+    for number in range(3000):
+        turns.enter(f"quick-{number}").leave()
+    pause_before(turns, "slow")
+    turn.leave()
+    turns.enter("slow").leave()
+
+
+def test_a_message_taken_while_the_worker_stops_loses_no_attempt(url: str, receiver: Receiver) -> None:
+    settings, stop = settings_of(webhook_max_attempts=1), threading.Event()
+    stopping = threading.Thread(
+        target=Courier(url, settings, look_every_s=PATIENCE_S).run_forever, args=(stop,), daemon=True
+    )
+    stopping.start()
+    with Redis.from_url(url) as link:
+        until(lambda: link.info("clients")["blocked_clients"] == 1)
+    stop.set()
+    put(url, receiver.url())  # the last job of this worker
+    work(url, done)
+    stopping.join(PATIENCE_S)
+    assert receiver.heard.empty()
+    with courier(url, settings):  # of another
+        until(lambda: counted(url, "webhooks_delivered") == 1)
+    assert counted(url, "webhooks_dead") == 0
+
+
 def test_a_worker_that_stops_does_not_wait_for_a_receiver(url: str, receiver: Receiver) -> None:
     put(url, receiver.url())
     work(url, done)
@@ -836,6 +925,8 @@ def test_proxies_of_the_environment_are_not_asked(receiver: Receiver, monkeypatc
     with Receiver().serving() as proxy:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.url(path=""))
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name)
         assert call(receiver.url()).status == 204
     assert proxy.heard.empty()
 
@@ -891,30 +982,32 @@ def test_a_wish_to_wait_is_read_in_both_forms(receiver: Receiver, header: str, l
     assert least <= wish_s <= most
 
 
-@pytest.mark.parametrize("header", ["soon", "-1", "", "1.5", "Wed"])
+@pytest.mark.parametrize(
+    "header", ["soon", "-1", "", "1.5", "Wed", f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT", f"1 Jan 2024 00:00 +{'9' * 20}"]
+)
 def test_a_wish_that_cannot_be_read_is_none(receiver: Receiver, header: str) -> None:
     receiver.answers = [(503, {"Retry-After": header})]
     assert call(receiver.url()).retry_after_s is None
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Key and certificate of hooks.example.com, signed by itself."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("makes its certificate with the openssl command, which is not installed")
-    path = tmp_path_factory.mktemp("tls") / "hooks.pem"
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", str(path) + ".key"]
-    about = ["-days", "2", "-subj", "/CN=hooks.example.com", "-addext", "subjectAltName=DNS:hooks.example.com"]
-    subprocess.run([openssl, "req", "-x509", *key, *about, "-out", str(path)], check=True, capture_output=True)
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def authority_file(authority: trustme.CA, tmp_path: Path) -> Path:
+    path = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(path)
     return path
 
 
 @pytest.fixture
-def secure(certificate: Path) -> Iterator[Receiver]:
-    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trust.load_cert_chain(certificate, f"{certificate}.key")
-    with Receiver().serving(trust) as running:
+def secure(authority: trustme.CA) -> Iterator[Receiver]:
+    """A receiver that has the papers of hooks.example.com."""
+    papers = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("hooks.example.com").configure_cert(papers)
+    with Receiver().serving(papers) as running:
         yield running
 
 
@@ -922,12 +1015,12 @@ def here(name: str, port: int) -> list[str]:
     return ["127.0.0.1"]
 
 
-def test_a_certificate_is_held_against_the_name_not_the_address(secure: Receiver, certificate: Path) -> None:
-    assert call(secure.url("hooks.example.com"), here, webhook_ca_file=certificate).status == 204
+def test_a_certificate_is_held_against_the_name_not_the_address(secure: Receiver, authority_file: Path) -> None:
+    assert call(secure.url("hooks.example.com"), here, webhook_ca_file=authority_file).status == 204
     assert secure.next().headers["host"] == f"hooks.example.com:{secure.port}"
     for host in ("other.example.com", "127.0.0.1"):
         with pytest.raises(CallFailed, match="certificate verify failed"):
-            call(secure.url(host), here, webhook_ca_file=certificate)
+            call(secure.url(host), here, webhook_ca_file=authority_file)
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(secure: Receiver) -> None:
@@ -937,10 +1030,12 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(secure: Receiver) -> N
 
 
 def test_authorities_that_cannot_be_read_stop_the_sender_and_not_the_worker(
-    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    url: str, authority_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Courier(url, settings_of(webhook_ca_file=tmp_path / "none.pem")).run_forever(threading.Event())
-    assert "none.pem cannot be read" in caplog.text
+    settings = settings_of(webhook_ca_file=authority_file)
+    authority_file.unlink()  # it could be read when the worker was started
+    Courier(url, settings).run_forever(threading.Event())
+    assert "authority.pem cannot be read" in caplog.text
 
 
 # --- what an operator sets, and what a caller asks
@@ -965,6 +1060,8 @@ def test_a_worker_does_not_start_with_a_wrong_secret_and_does_not_print_it(monke
         capture_output=True,
         text=True,
         cwd=ROOT,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert started.returncode == 2
     assert "webhook_secret" in started.stderr

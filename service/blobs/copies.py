@@ -1,8 +1,9 @@
 """Which blobs of a far store are at hand on this disk, and for how long?
 
-`{name}` is a whole blob; `unfinished/` holds what is being written, and whose turn it is to fetch. Threads and
-processes share one directory. What is in use is locked (`flock`, so a killed process uses nothing any more); the rest
-goes when room is needed, the least recently used first.
+`{name}` is a whole blob; `unfinished/` holds what is being written, and whose turn it is to fetch; `total` is how many
+bytes all copies have, so that nobody needs to list them. Threads and processes share one directory. What is in use is
+locked (`flock`, so a killed process uses nothing any more); the rest goes when room is needed, the least recently used
+first.
 """
 
 import errno
@@ -17,6 +18,8 @@ from typing import IO
 
 from service.blobs.store import NAME_PATTERN, valid_name
 
+_SPARE = 16  # whoever makes room frees this part of the bound too, and spares those after it the listing
+
 
 class LocalCopies:
     """Copies of blobs in a local directory; `max_bytes` bounds those that nobody uses."""
@@ -26,6 +29,8 @@ class LocalCopies:
         self._max_bytes = max_bytes
         self._unfinished = self._root / "unfinished"
         self._unfinished.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._total = self._root / "total"
+        self._counted = False  # by us: a process that was killed may have left a wrong total
 
     @contextmanager
     def part(self) -> Iterator[IO[bytes]]:
@@ -105,8 +110,11 @@ class LocalCopies:
         os.fsync(file.fileno())  # or a power cut may leave a copy with holes, and nobody would look
         path.chmod(0o600)
         os.utime(path)
-        with suppress(FileExistsError):  # not replaced: somebody may be reading the other one by its path
+        # Not replaced: somebody may be reading the other one by its path.
+        with suppress(FileExistsError), _locked(self._total) as total:
             os.link(path, self._root / valid_name(name))
+            if (bytes_there := _read_number(total)) is not None:
+                _write_number(total, bytes_there + os.fstat(file.fileno()).st_size)
 
     @contextmanager
     def _turn(self, name: str) -> Iterator[None]:
@@ -120,32 +128,54 @@ class LocalCopies:
 
     def _make_room(self, size: int) -> None:
         """Delete copies that nobody uses until `size` bytes more are within the bound, or none is left."""
+        with _locked(self._total) as total:
+            known = _read_number(total) if self._counted else None
+            if known is None or known + size > self._max_bytes:
+                _write_number(total, self._evict(size))
+                self._counted = True
+
+    def _evict(self, size: int) -> int:
+        """List the copies, and delete some if need be; how many bytes are left."""
         copies = []
         for path in self._root.iterdir():
             with suppress(FileNotFoundError):
                 if NAME_PATTERN.fullmatch(path.name):
                     facts = path.stat()
                     copies.append((facts.st_mtime, facts.st_size, path))
-        excess = sum(taken for _, taken, _ in copies) + size - self._max_bytes
+        left = sum(taken for _, taken, _ in copies)
+        if left + size <= self._max_bytes:
+            return left
+        enough = self._max_bytes - self._max_bytes // _SPARE - size
         for _, taken, path in sorted(copies):
-            if excess <= 0:
-                return
+            if left <= enough:
+                break
             if _unlink_unused(path):
-                excess -= taken
+                left -= taken
+        return left
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock that a file of this path is, whoever deletes the path when done with it."""
+def _locked(path: Path) -> Iterator[int]:
+    """Hold the lock that a file of this path is, whoever deletes the path when done with it. Gives its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if _is_at(descriptor, path):
-                yield
+                yield descriptor
                 return
         finally:
             os.close(descriptor)
+
+
+def _read_number(descriptor: int) -> int | None:
+    """The number that a file holds; None where it holds none."""
+    text = os.pread(descriptor, 32, 0)
+    return int(text) if text.isdigit() else None
+
+
+def _write_number(descriptor: int, number: int) -> None:
+    os.pwrite(descriptor, b"%032d" % number, 0)  # always as long, so nothing of the one before is left
 
 
 def _unlink_unused(path: Path) -> bool:

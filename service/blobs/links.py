@@ -1,23 +1,31 @@
 """How is a stranger let read one object of a bucket for a while? By an address that its owner has signed."""
 
+import os
 from typing import Any
 from urllib.parse import urlsplit
 
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
-from botocore.session import get_session
+from botocore.session import Session
 
 from service.blobs.store import Method
 from service.errors import NotReady
 
 _CALLS: dict[Method, str] = {"GET": "get_object", "HEAD": "head_object"}  # a signature holds for one method only
+# Files of a home directory may name other credentials and another server than the bytes went to: obstore reads none.
+_NO_FILES = {
+    "profile": (None, None, None, None),  # where set, from where in the environment, else, converted how
+    "config_file": (None, None, os.devnull, None),
+    "credentials_file": (None, None, os.devnull, None),
+}
 
 
 class BucketLinks:
     """Signs addresses of objects in a bucket of S3 or kin (Signature Version 4, in the query).
 
     obstore signs too, but only the bare address; an answer's type and file name are part of what is signed, and nobody
-    can add them later. Credentials are those of the environment, or of the instance.
+    can add them later. Credentials are those of the environment, or of the instance: obstore's, for both must be the
+    same.
     """
 
     def __init__(self, url: str, *, endpoint: str | None, region: str) -> None:
@@ -28,7 +36,9 @@ class BucketLinks:
         parts = urlsplit(url)
         self._bucket = parts.netloc
         self._prefix = parts.path.strip("/")
-        self._client: Any = get_session().create_client(
+        session = Session(session_vars=_NO_FILES)
+        session.get_component("credential_provider").remove("boto-config")  # a file too, of a library's ancestor
+        self._client: Any = session.create_client(
             "s3",
             region_name=region,
             endpoint_url=endpoint,

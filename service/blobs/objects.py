@@ -51,9 +51,11 @@ _CHUNK_BYTES = 1 << 20
 _PART_BYTES = 8 << 20
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 9_000
-# What one request for a stretch of a blob brings: little at first, for a header, and more when the reading goes on.
+# What one request for a stretch of a blob brings to a reader: little at first, for a header, and more when the reading
+# goes on. A reader keeps that much in memory, and the API has as many as it has downloads.
 _FIRST_READ_BYTES = 256 << 10
-_LONGEST_READ_BYTES = 8 << 20
+_LONGEST_READ_BYTES = 1 << 20
+_DOWNLOAD_BYTES = 8 << 20  # to a file; few go on at once
 _LISTED_AT_ONCE = 1000
 _PUNCTUAL_S = 1.0  # an upload that took no longer needs not be said again to have been put
 _PUT_TRIES = 3
@@ -192,7 +194,7 @@ class BucketStore:
         digest = hashlib.sha256()
         done = 0
         while done < size:
-            key, stretch = self._stretch(name, key, done, min(done + _LONGEST_READ_BYTES, size))
+            key, stretch = self._stretch(name, key, done, min(done + _DOWNLOAD_BYTES, size))
             digest.update(stretch)
             done += sink.write(stretch)
         if digest.hexdigest() != name:

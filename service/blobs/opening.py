@@ -1,12 +1,13 @@
 """Where are this installation's blobs? In its data directory, or where `blob_url` says."""
 
 import os
+import re
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from models.errors import NeedsExtra, QuietframeError
 from service.blobs.copies import LocalCopies
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from service.blobs.links import BucketLinks
 
 _FORMS = "file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
+_BUCKET = re.compile(r"\$?[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # of whatever kind: $web is a container of Azure's
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9a-f:.]+")  # a name, or an address of either kind
 _REGION = "us-east-1"  # what S3's kin take for granted where nobody names one
 
 
@@ -36,7 +39,7 @@ def open_store(settings: Settings) -> BlobStore:
     """
     if settings.blob_url is None:
         return FileStore(settings.data_dir / "blobs")
-    url = urlsplit(settings.blob_url)
+    url = _split(settings.blob_url, f"QUIETFRAME_BLOB_URL cannot be read; it is {_FORMS}")
     if url.username or url.password or url.query or url.fragment:
         raise UnusableBlobUrl(
             "QUIETFRAME_BLOB_URL has a user, password, query or fragment; it is a place only, and credentials come "
@@ -46,6 +49,13 @@ def open_store(settings: Settings) -> BlobStore:
         return FileStore(Path(unquote(url.path)))
     if url.scheme not in ("s3", "gs", "az") or not url.netloc:
         raise UnusableBlobUrl(f"QUIETFRAME_BLOB_URL names no store; it is {_FORMS}")
+    if not _BUCKET.fullmatch(url.netloc):
+        raise UnusableBlobUrl(
+            f"QUIETFRAME_BLOB_URL names no bucket after {url.scheme}://; its name is of letters, digits, '.', '_', '-'"
+        )
+    prefix = url.path.strip("/")
+    if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
+        raise UnusableBlobUrl("QUIETFRAME_BLOB_URL has an empty part, '.' or '..' in its prefix; keys are no paths")
     return _open_bucket(settings, settings.blob_url, url.scheme)
 
 
@@ -75,7 +85,7 @@ def _open_bucket(settings: Settings, url: str, scheme: str) -> BlobStore:
         try:
             kind = GCSStore if scheme == "gs" else AzureStore
             return BucketStore(kind.from_url(url, client_options=client, retry_config=retry), copies)
-        except BaseError as err:
+        except (BaseError, ValueError) as err:
             raise UnusableBlobUrl(
                 f"the environment lacks something for {scheme}:// ({type(err).__name__}): the account's name in "
                 "AZURE_STORAGE_ACCOUNT_NAME, or the credentials' file in GOOGLE_APPLICATION_CREDENTIALS"
@@ -93,14 +103,21 @@ def _open_bucket(settings: Settings, url: str, scheme: str) -> BlobStore:
         return BucketLinks(url, endpoint=endpoint, region=region)
 
     place = urlsplit(url)
-    # Not `from_url`, which (in 0.12) knows fewer of the settings.
-    bucket = S3Store(
-        place.netloc,
-        prefix=place.path.strip("/") or None,
-        config=config,
-        client_options=client,
-        retry_config=retry,
-    )
+    try:
+        # Not `from_url`, which (in 0.12) knows fewer of the settings.
+        bucket = S3Store(
+            place.netloc,
+            prefix=place.path.strip("/") or None,
+            config=config,
+            client_options=client,
+            retry_config=retry,
+        )
+    except (BaseError, ValueError) as err:
+        # Its words repeat what it was given, which may be anything.
+        raise UnusableBlobUrl(
+            f"the bucket of QUIETFRAME_BLOB_URL cannot be opened ({type(err).__name__}): its prefix, the endpoint or a "
+            "variable of the environment that begins with AWS_ cannot be read"
+        ) from None
     return BucketStore(bucket, copies, links=links if settings.result_redirect else None)
 
 
@@ -110,12 +127,24 @@ def _endpoint(settings: Settings) -> str | None:
     endpoint = next(filter(None, named), None)
     if endpoint is None:
         return None
-    url = urlsplit(endpoint)
-    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password or url.query:
-        raise UnusableBlobUrl("the blob store's endpoint is no plain http:// or https:// address")
+    refusal = "the blob store's endpoint is no plain http:// or https:// address"
+    url = _split(endpoint, refusal)
+    is_plain = not (url.username or url.password or url.query or url.fragment)
+    if url.scheme not in ("http", "https") or not is_plain or not _HOST.fullmatch(url.hostname or ""):
+        raise UnusableBlobUrl(refusal)
     if url.scheme == "http" and not settings.blob_allow_http:
         raise UnusableBlobUrl(
             f"the blob store's endpoint on {url.hostname} is plain http, so blobs would pass in the clear; "
             "QUIETFRAME_BLOB_ALLOW_HTTP=true allows it"
         )
     return endpoint.rstrip("/")
+
+
+def _split(text: str, refusal: str) -> SplitResult:
+    """The parts of a URL; one whose parts cannot be told is refused, unrepeated."""
+    try:
+        url = urlsplit(text)
+        _ = url.port  # read when it is asked for
+    except ValueError:
+        raise UnusableBlobUrl(refusal) from None
+    return url

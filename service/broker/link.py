@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from redis import Redis
 from redis import sentinel as sentinels
@@ -295,9 +295,14 @@ def _database_of(text: str) -> dict[str, int]:
 
 def _options_of(query: str, *, tls: bool) -> dict[str, Any]:
     options = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
+    # By hand: `parse_qsl` takes + for a blank, which in a password is another one.
+    for pair in filter(None, query.split("&")):
+        name, is_told, text = pair.partition("=")
+        name, text = unquote(name), unquote(text)
         if name not in _OPTIONS:
-            raise BadRedisUrl(f"the Redis URL has an option {name!r}; known are {', '.join(sorted(_OPTIONS))}")
+            # What stands alone may be the rest of a password with an & in it.
+            said = f" {name!r}" if is_told and re.fullmatch(r"[a-z_]{2,30}", name) else ""
+            raise BadRedisUrl(f"the Redis URL has an unknown option{said}; known are {', '.join(sorted(_OPTIONS))}")
         if name.startswith("ssl_") and not tls:
             raise BadRedisUrl(f"{name} in the Redis URL needs rediss://, for without it nothing is encrypted")
         try:

@@ -139,7 +139,8 @@ class QueueClient:
         """
         pixels, speed = await self._run("load", lane)
         slots = sum(card.slots.get(lane, 0) for card in await self.workers() if card.ready)
-        return pixels / (float(speed) * slots) if speed and slots else None
+        done_a_second = float(speed or 0) * slots
+        return pixels / done_a_second if done_a_second else None
 
     async def get(self, job_id: str) -> Record:
         """All that is known of a job.

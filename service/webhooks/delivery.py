@@ -7,7 +7,6 @@ import secrets
 import socket
 import threading
 import time
-from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 
 from service.broker.outbox import Delivery, Outbox
@@ -17,6 +16,7 @@ from service.webhooks.egress import CallFailed, Egress, Resolve, look_up
 from service.webhooks.event import event_of
 from service.webhooks.signing import signed_headers
 from service.webhooks.target import Target, target_of
+from service.webhooks.turns import Turn, TurnedAway, Turns
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,6 @@ AT_ONCE = 16  # threads that do nothing but wait for receivers
 AT_ONCE_PER_HOST = 2  # so that a slow receiver leaves room for the others
 _RECONNECT_S = 1.0
 _GRACE_S = 1.0  # what is on its way when the worker stops; the rest is sent again by another
-_POSTPONE_S = 2.0
 _GROWTH = 3.0
 _LONGEST_PAUSE_S = 6 * 3600.0
 _LONGEST_WISH_S = 24 * 3600.0  # a receiver may ask for a longer pause, but not for one without end
@@ -45,9 +44,9 @@ class Courier:
         self._resolve = resolve
         self._look_every_s = look_every_s
         self._free = threading.Semaphore(AT_ONCE)
-        self._state = threading.Lock()  # over the two below
+        self._turns = Turns(AT_ONCE_PER_HOST)  # by name; the addresses behind it have theirs
+        self._state = threading.Lock()  # over the one below
         self._under_way: set[threading.Thread] = set()
-        self._hosts: Counter[str] = Counter()
         self._agent = f"Quietframe/{_version()}"
 
     def run_forever(self, stop: threading.Event) -> None:
@@ -79,24 +78,32 @@ class Courier:
         sending = False
         try:
             delivery = outbox.take(self._look_every_s)
-            if delivery is None or stop.is_set():
-                return  # taken and not sent, it is taken from us again
+            if delivery is None:
+                return
+            if stop.is_set():
+                # Left alone it would be another's too, but late, and an attempt the poorer: maybe its last.
+                outbox.postpone(delivery, 0.0)
+                return
             target = self._judge(outbox, delivery)
             if target is None:
                 return
-            if not self._enter(target.host):
-                # Unsent, so it does not count. With jitter, or a crowd of them comes back as one.
-                outbox.postpone(delivery, _POSTPONE_S * random.uniform(0.5, 1.5))  # noqa: S311
+            try:
+                turn = self._turns.enter(target.host)
+            except TurnedAway as err:
+                outbox.postpone(delivery, err.pause_s)
                 return
             thread = threading.Thread(
-                target=self._send, args=(outbox, egress, delivery, target), name=f"webhook {target.host}", daemon=True
+                target=self._send,
+                args=(outbox, egress, delivery, target, turn),
+                name=f"webhook {target.host}",
+                daemon=True,
             )
             with self._state:
                 self._under_way.add(thread)
             try:
                 thread.start()
             except RuntimeError:
-                self._leave(target.host, thread)
+                self._leave(turn, thread)
                 raise
             sending = True
         finally:
@@ -115,16 +122,21 @@ class Courier:
             outbox.bury(delivery, str(err))
             return None
 
-    def _send(self, outbox: Outbox, egress: Egress, delivery: Delivery, target: Target) -> None:
+    def _send(self, outbox: Outbox, egress: Egress, delivery: Delivery, target: Target, turn: Turn) -> None:
         try:
-            self._settle(outbox, delivery, target, *self._call(egress, delivery, target))
+            try:
+                answer = self._call(egress, delivery, target)
+            except TurnedAway as err:
+                outbox.postpone(delivery, err.pause_s)
+            else:
+                self._settle(outbox, delivery, target, *answer)
         except NotReady as err:
             # It is taken over when it has been silent for long enough, and sent again: at least once is the promise.
             log.warning("webhook %s: its end could not be noted: %s", delivery.id, err)
         except Exception:
             log.exception("webhook %s failed", delivery.id)
         finally:
-            self._leave(target.host, threading.current_thread())
+            self._leave(turn, threading.current_thread())
             self._free.release()
 
     def _call(self, egress: Egress, delivery: Delivery, target: Target) -> tuple[int | None, float, str]:
@@ -158,17 +170,9 @@ class Courier:
             log.info("webhook %s: attempt %d failed, next in %.0f s: %s", delivery.id, delivery.attempt, pause_s, why)
             outbox.retry(delivery, pause_s, why)
 
-    def _enter(self, host: str) -> bool:
+    def _leave(self, turn: Turn, thread: threading.Thread) -> None:
+        turn.leave()
         with self._state:
-            if self._hosts[host] >= AT_ONCE_PER_HOST:
-                return False
-            self._hosts += Counter()  # leaves out the hosts that have none
-            self._hosts[host] += 1
-            return True
-
-    def _leave(self, host: str, thread: threading.Thread) -> None:
-        with self._state:
-            self._hosts[host] -= 1
             self._under_way.discard(thread)
 
     def _all_home(self) -> bool:

@@ -21,11 +21,13 @@ from typing import Any
 import httpcore
 
 from service.settings import Settings
-from service.webhooks.target import Target, why_forbidden
+from service.webhooks.target import Address, Target, why_forbidden
+from service.webhooks.turns import Turn, TurnedAway, Turns
 
 # A name and a port to addresses, as text. May block for long and may raise OSError.
 Resolve = Callable[[str, int], Sequence[str]]
 
+AT_ONCE_PER_ADDRESS = 4  # any number of names may lead to one; more than for a name, for large hosts serve many
 _ADDRESSES_TRIED = 4
 _CONNECT_S = 5.0  # for each of them
 _READ_AT_ONCE = 4096
@@ -59,6 +61,7 @@ class Egress:
         self._allow_private = settings.webhook_allow_private
         self._timeout_s = settings.webhook_timeout_s
         self._resolve = resolve
+        self._turns = Turns(AT_ONCE_PER_ADDRESS)
         self._trust = ssl.create_default_context()
         if settings.webhook_ca_file:
             self._trust.load_verify_locations(settings.webhook_ca_file)
@@ -68,6 +71,7 @@ class Egress:
 
         Raises:
             CallFailed: no address that may be called, no connection, no trust, no answer, or not in time.
+            TurnedAway: as many wait for that address already as may; nothing was sent.
         """
         deadline = _Deadline(self._timeout_s)
         url = httpcore.URL(
@@ -77,7 +81,7 @@ class Egress:
             target=target.path.encode(),
         )
         told = {"Host": target.authority, "Content-Length": str(len(body)), "Connection": "close", **headers}
-        dialer = _Dialer(self._resolve, deadline, allow_private=self._allow_private)
+        dialer = _Dialer(self._resolve, deadline, self._turns, allow_private=self._allow_private)
         try:
             with (
                 httpcore.ConnectionPool(ssl_context=self._trust, network_backend=dialer) as pool,
@@ -92,6 +96,8 @@ class Egress:
             raise CallFailed(f"{target.authority} did not answer within {self._timeout_s:g} s") from err
         except _BROKEN as err:
             raise CallFailed(f"{target.authority}: {err or type(err).__name__}") from err
+        finally:
+            dialer.leave()
 
 
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
@@ -118,11 +124,13 @@ class _Deadline:
 
 
 class _Dialer(httpcore.NetworkBackend):
-    """Looks a name up, judges what it finds, and connects there and nowhere else."""
+    """Looks a name up, judges what it finds, and connects there and nowhere else, when it is its turn there."""
 
-    def __init__(self, resolve: Resolve, deadline: _Deadline, *, allow_private: bool) -> None:
+    def __init__(self, resolve: Resolve, deadline: _Deadline, turns: Turns, *, allow_private: bool) -> None:
         self._resolve = resolve
         self._deadline = deadline
+        self._turns = turns
+        self._turn: Turn | None = None
         self._allow_private = allow_private
         self._sockets = httpcore.SyncBackend()
 
@@ -135,15 +143,28 @@ class _Dialer(httpcore.NetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         why = "it has no address"
+        crowded: TurnedAway | None = None
         for address in self._addresses(host, port)[:_ADDRESSES_TRIED]:
             left = self._deadline.left_s()
+            self.leave()
             try:
+                self._turn = self._turns.enter(_owner_of(ipaddress.ip_address(address)))
                 # An address, so nothing is looked up again.
                 stream = self._sockets.connect_tcp(address, port, min(left, _CONNECT_S), local_address, socket_options)
                 return _TimedStream(stream, self._deadline)
+            except TurnedAway as err:
+                crowded = err
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as err:
                 why = f"{address} cannot be reached ({err})"
+        if crowded:
+            raise crowded
         raise httpcore.ConnectError(why)
+
+    def leave(self) -> None:
+        """Make room for others at the address; to be called when nothing more is expected from it."""
+        if self._turn:
+            self._turn.leave()
+            self._turn = None
 
     def _addresses(self, host: str, port: int) -> list[str]:
         """All addresses of a host; one bad one spoils them all, for nobody means such a name well."""
@@ -188,6 +209,11 @@ class _TimedStream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
+def _owner_of(address: Address) -> str:
+    """What one owner has at the least: of IPv6, a network of 2^64 addresses (RFC 4291, section 2.5.4)."""
+    return str(address if address.version == 4 else ipaddress.ip_network((address, 64), strict=False))
+
+
 def _look_up_within(deadline: _Deadline, resolve: Resolve, name: str, port: int) -> Sequence[str]:
     """Look a name up in a thread of its own: the system's resolver can be neither timed nor stopped."""
     answers: queue.SimpleQueue[Sequence[str] | OSError] = queue.SimpleQueue()
@@ -223,8 +249,8 @@ def _retry_after_s(headers: Mapping[bytes, bytes]) -> float | None:
         return float(text[:9])
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):  # the latter for a year or an offset beyond what a C integer holds
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

@@ -273,6 +273,7 @@ async def get_result(
     return await documents.result_response(services.store, result, stretch=stretch, bodiless=bodiless)
 
 
+@router.head("/jobs/{job_id}/preview", include_in_schema=False)
 @router.get(
     "/jobs/{job_id}/preview",
     summary="See a video's first frame restored",
@@ -286,6 +287,7 @@ async def get_result(
     },
 )
 async def get_preview(
+    request: Request,
     job_id: JobId,
     services: UseServices,
     if_none_match: Annotated[str | None, Header(description="`ETag` of what is there already.")] = None,
@@ -295,7 +297,9 @@ async def get_preview(
     told = documents.result_headers(still)
     if headers.matches(if_none_match, told["ETag"]):
         return Response(status_code=304, headers={"ETag": told["ETag"]})
-    return await documents.result_response(services.store, still, {"Accept-Ranges": "none"})
+    return await documents.result_response(
+        services.store, still, {"Accept-Ranges": "none"}, bodiless=request.method == "HEAD"
+    )
 
 
 @router.delete(

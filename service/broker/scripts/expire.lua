@@ -13,6 +13,7 @@ for _, id in ipairs(due) do
     forget(id, job)
   else
     drop_blobs(id, job, answer)
+    redis.call('HDEL', key('job', id), 'preview')
     if job.state == 'succeeded' then
       enter(id, job, 'expired')
       count('expired', job.lane)
