@@ -31,7 +31,8 @@ class Lane(StrEnum):
 
     IMAGE_INTERACTIVE = "image.interactive"  # somebody waits on the line
     IMAGE_BATCH = "image.batch"
-    VIDEO = "video"  # whole videos: dividing, joining, and those too short to divide
+    VIDEO_JOIN = "video.join"  # videos whose parts are all done
+    VIDEO = "video"  # whole videos: dividing them, and doing those too short to divide
     VIDEO_PART = "video.part"
 
 

@@ -180,8 +180,9 @@ class Settings(BaseSettings):
 
     @property
     def worker_lanes(self) -> frozenset[Lane]:
-        """Which lanes workers take work from."""
-        return frozenset(map(Lane, self.lanes.split(",")))
+        """Which lanes workers take work from: who divides videos must also do parts and join them, or nobody might."""
+        named = frozenset(map(Lane, self.lanes.split(",")))
+        return named | {Lane.VIDEO_JOIN, Lane.VIDEO_PART} if Lane.VIDEO in named else named
 
     @property
     def webhook_keys(self) -> tuple[bytes, ...]:

@@ -24,7 +24,7 @@ from service.blobs import Blob, BlobStore, open_store
 from service.broker.card import ModelReady, WorkerCard
 from service.broker.janitor import Janitor
 from service.broker.lease import Lease, LeaseClient
-from service.errors import BadInput, Indivisible, JobCancelled, LeaseLost, NotReady, problem_of
+from service.errors import BadInput, Indivisible, JobCancelled, LeaseLost, NotReady, ResultGone, problem_of
 from service.job import Job, Lane, Outcome, Part, PartOutcome, Preview, Progress, Result
 from service.media.still import CONTENT_TYPE as STILL_TYPE
 from service.pipeline.denoiser import Denoiser
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 SLOTS: tuple[tuple[Lane, ...], ...] = (
     (Lane.IMAGE_INTERACTIVE, Lane.IMAGE_BATCH),
     (Lane.IMAGE_INTERACTIVE, Lane.IMAGE_BATCH),
-    (Lane.VIDEO, Lane.VIDEO_PART),
+    (Lane.VIDEO_JOIN, Lane.VIDEO, Lane.VIDEO_PART),
 )
 TAKE_TURNS = {Lane.VIDEO, Lane.VIDEO_PART}  # neither new videos nor those begun may keep the others waiting
 WAIT_S = 2.0  # a blocking read lasts no longer, so that a stop is seen
@@ -148,8 +148,7 @@ class Worker:
                         continue
                     if lease:
                         self._settle(client, lease, stop)
-                        if lease.lane in TAKE_TURNS:
-                            lanes = [*lanes[1:], *lanes[:1]]
+                        lanes = _turned(lanes, lease.lane)
         except Exception:
             # A worker that lives on with a slot less looks healthy and is not: end it all, and be started again.
             log.exception("slot %d died", number)
@@ -160,13 +159,13 @@ class Worker:
         """Every lease ends in exactly one way."""
         try:
             try:
-                end = self._work(client, lease, _watched(client, lease, stop))
+                end = self._work(client, lease, stop)
             except JobCancelled:
                 client.cancelled(lease)
             except _HandBack:
                 log.info("job %s: handed back, this worker stops", lease.id)
                 client.release(lease)
-            except Indivisible as err:
+            except Indivisible as err:  # only parts and joins raise it
                 log.warning("job %s: to be done as one: %s", lease.job.id, err)
                 client.undivide(lease)
             except BadInput as err:
@@ -190,9 +189,9 @@ class Worker:
             # The lease runs out and the job is done again: at least once is what is promised.
             log.warning("job %s: its end could not be told, the broker is away: %s", lease.id, err)
 
-    def _work(self, client: LeaseClient, lease: Lease, on_progress: OnProgress) -> Callable[[], None]:
+    def _work(self, client: LeaseClient, lease: Lease, stop: Stop) -> Callable[[], None]:
         """Do what the lease is for; what is returned hands it in."""
-        job = lease.job
+        job, on_progress = lease.job, _watched(client, lease, stop)
         denoiser = self._shelf.denoiser(job.model)
         with ExitStack() as kept:
             source = kept.enter_context(self._blobs.fetch(job.input_blob))
@@ -205,7 +204,7 @@ class Worker:
                 done = self._part(denoiser, lease, lease.part, source, target, on_progress)
                 return lambda: client.part_done(lease, done)
             if lease.parts:
-                outcome = self._joined(client.parts_of(lease), lease, source, target)
+                outcome = self._joined(client.parts_of(lease), lease, source, target, partial(_heed, lease, stop))
                 return lambda: client.ack(lease, outcome)
             parts = self._plan(denoiser, lease, source)
             if len(parts) > 1:
@@ -278,13 +277,21 @@ class Worker:
             lost=made.lost,
         )
 
-    def _joined(self, parts: Sequence[PartOutcome], lease: Lease, source: Path, target: Path) -> Outcome:
+    def _joined(
+        self, parts: Sequence[PartOutcome], lease: Lease, source: Path, target: Path, heed: Callable[[], None]
+    ) -> Outcome:
         with ExitStack() as fetched:
-            files = [fetched.enter_context(self._blobs.fetch(part.blob)) for part in parts]
-            made = join_parts(parts, files, source, target, lease.job.options, self._settings)
+            files = []
+            for part in parts:
+                heed()
+                try:
+                    files.append(fetched.enter_context(self._blobs.fetch(part.blob)))
+                except ResultGone as err:
+                    raise Indivisible(f"a part is lost: {err}") from err
+            made = join_parts(parts, files, source, target, lease.job.options, self._settings, heed=heed)
         # Workers may differ; what did a part is told, each once.
         backend, precision = (
-            "+".join(sorted(names)) for names in zip(*{(p.backend, p.precision) for p in parts}, strict=True)
+            "+".join(sorted(set(names))) for names in zip(*{(p.backend, p.precision) for p in parts}, strict=True)
         )
         return _outcome(lease, made, self._blobs.put_file(target), backend, precision)
 
@@ -307,6 +314,24 @@ class Worker:
 def _is_no_fault_of_the_job(err: Exception) -> bool:
     """A full disk or a store that is away must not use up the attempts."""
     return isinstance(err, NotReady) or (isinstance(err, OSError) and err.errno in NO_ROOM)
+
+
+def _turned(lanes: Sequence[Lane], taken: Lane) -> list[Lane]:
+    """The lanes in the order to look at them next: of those that take turns, the one just taken from comes last."""
+    if taken not in TAKE_TURNS:
+        return list(lanes)
+    first = [lane for lane in lanes if lane not in TAKE_TURNS]
+    return [*first, *(lane for lane in lanes if lane in TAKE_TURNS and lane is not taken), taken]
+
+
+def _heed(lease: Lease, stop: Stop) -> None:
+    """End work that has no progress to tell of, when the lease, the owner's wish or the worker ends."""
+    if lease.lost.is_set():
+        raise LeaseLost(f"job {lease.id}")
+    if lease.cancelled.is_set():
+        raise JobCancelled(f"job {lease.id}")
+    if stop.asked.is_set() and time.monotonic() > stop.deadline:
+        raise _HandBack
 
 
 def _nothing_more() -> None:

@@ -1,5 +1,7 @@
 """Does the REST API keep its contract: over real HTTP, a real queue and real files?"""
 
+import hashlib
+import io
 import json
 import re
 import socket
@@ -20,11 +22,13 @@ from pydantic import TypeAdapter
 from redis import Redis
 
 from service.api.headers import Preference, Unsatisfiable, attachment, matches, preference_of, range_of, wants_json
+from service.blobs import open_store
 from service.broker import keys
+from service.broker.lease import LeaseClient
 from service.broker.queue import QueueClient
 from service.errors import problem
 from service.intake import safe_stem
-from service.job import JobDocument, ProblemDocument, Record
+from service.job import JobDocument, Lane, Preview, ProblemDocument, Record
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -495,9 +499,7 @@ def test_a_preview_can_be_seen_while_the_video_is_worked_on(settings: Settings, 
     with LeaseClient(settings.redis_url, settings, "painter") as leases:
         lease = leases.lease([Lane.VIDEO], PATIENCE_S)
         assert lease
-        leases.preview(
-            lease, Preview(blob=blob.name, content_type="image/jpeg", bytes=blob.bytes, sha256=blob.sha256)
-        )
+        leases.preview(lease, Preview(blob=blob.name, content_type="image/jpeg", bytes=blob.bytes, sha256=blob.sha256))
         shown = api.get(f"/jobs/{job['id']}").json()
         assert shown["state"] == "running"
         assert shown["preview"] == {

@@ -25,7 +25,8 @@ class Mixing(MiddleFrame):
 
     def denoise(self, noisy, sigma):
         frames = np.split(noisy, noisy.shape[1] // self.planes_in, axis=1)
-        mixed = sum(weight * frame for weight, frame in zip((0.2, 0.7, 0.1)[-len(frames) :], frames, strict=True))
+        weights = (0.2, 0.7, 0.1) if len(frames) == 3 else (1.0,)
+        mixed = sum(weight * frame for weight, frame in zip(weights, frames, strict=True))
         mixed = mixed[:, : self.planes_out].astype(np.float32)
         missing = self.planes_out - mixed.shape[1]
         return np.concatenate([mixed, np.zeros_like(mixed[:, :1].repeat(missing, 1))], 1)

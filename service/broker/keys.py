@@ -11,16 +11,20 @@ primary with its replicas; not a cluster that splits them).
 |                |        | pending entries of group `workers` are the leases | requeue, give_back and those  |       |
 |                |        |                                                   | of parts drop                 |       |
 | `void:{lane}`  | set    | ids of entries in `work:{lane}` whose job was     | cancel adds; claim, give_back | empty |
-|                |        | cancelled while it waited, until it is skipped    | drop                          |       |
+|                |        | cancelled, or its video ended, while it waited,   | drop                          |       |
+|                |        | until it is skipped                               |                               |       |
 | `job:{id}`     | hash   | the record; its fields are below                  | every script                  | R     |
 | `job:{id}.{n}` | hash   | part `n` of a video, with the same fields as far  | divide, claim, report, renew, | until |
 |                |        | as they apply, and `part` (JSON) and `done`       | requeue, part_done; whatever  | its   |
 |                |        | (frames told of so far)                           | ends the video drops it       | end   |
-| `events:{id}`  | stream | `event` = `state` or `progress`, `data` = JSON;   | every script that moves       | R     |
-|                |        | the last 256 or a few more                        | a job; report                 |       |
+| `divided:`     | set    | ids of the lane's videos whose parts are not all  | divide adds; whatever ends    | empty |
+| `{lane}`       |        | done and joined: they have no entry on its stream | the parts drops               |       |
+| `events:{id}`  | stream | `event` = `state`, `progress` or `preview`,       | every script that moves       | R     |
+|                |        | `data` = JSON; the last 256 or a few more         | a job; report, preview        |       |
 | `jobs`         | zset   | ids of all jobs, score 0, as ids sort by birth    | put, expire, remove           | ever  |
 | `jobs:{state}` | zset   | ids of the jobs in that state, score 0            | every script that moves a job | ever  |
-| `blob:{name}`  | set    | ids of the jobs that use the blob                 | put, settle, expire, remove   | empty |
+| `blob:{name}`  | set    | ids of the jobs and parts that use the blob       | put, settle, part_done,       | empty |
+|                |        |                                                   | preview; whatever ends them   |       |
 | `idem:{hash}`  | hash   | `job` and `fingerprint` of an idempotency key     | put                           | 24 h  |
 | `expiring`     | zset   | ids of final jobs; score: when the result is to   | settle, cancel, claim add;    | ever  |
 |                |        | be deleted, and after that, when the record is    | expire, replay, remove        |       |
@@ -53,7 +57,8 @@ keep them is over), `state`, `attempts` (those that count), `fence` (raised at e
 one is known), `progress_ms` (when progress was last published), `dead` (id of its dead letter),
 `pixels` (in all), `pixels_left` (its share of `load`), `compat`, `preview` (JSON). Of a video that was divided also:
 `parts`, `parts_queued`, `parts_done` (numbers of them), `frames_done`, `frames_total`, `divided_at`, `worst` (attempts
-of its most tried step), `whole` (1: it turned out indivisible). Such a video runs without an owner while its parts are
+of its most tried step), `whole` (1: it turned out indivisible), `entry_lane` (where its entry is,
+if not in its own lane). Such a video runs without an owner while its parts are
 done, and is queued again to be joined.
 
 A message's id is `{job}.{number}`; the job's field `hooks` counts how many it had. Fields of `hook:{id}`: `job`,
@@ -93,7 +98,10 @@ COUNTERS = {
 
 
 def work(lane: Lane) -> str:
-    """The stream that scaling rules look at: its length is jobs waiting, running, and cancelled but not yet skipped."""
+    """The stream that scaling rules look at: its length is what waits, runs, and was cancelled but not yet skipped.
+
+    Of a video done in parts, `video.part` holds twice as many entries as there are workers, and at least four.
+    """
     return f"{PREFIX}work:{lane}"
 
 

@@ -190,7 +190,7 @@ class LeaseClient:
 
     def undivide(self, lease: Lease) -> None:
         """The parts of the video do not fit: drop them, and queue it to be done as one. Raises as `ack`."""
-        self._settle(lease, "undivide")
+        self._settle(lease, "undivide", self._result_ttl_ms)
 
     def part_done(self, lease: Lease, outcome: PartOutcome) -> None:
         """A part is done. Raises as `ack`."""
@@ -210,6 +210,7 @@ class LeaseClient:
                 pipeline.execute_command("HGET", keys.job(f"{lease.job.id}.{number}"), "outcome")
             outcomes = pipeline.execute()
         if not all(outcomes):
+            self._drop(lease)
             raise _lost(lease)
         return [PartOutcome.model_validate_json(outcome) for outcome in outcomes]
 

@@ -138,7 +138,8 @@ class QueueClient:
             None while no speed was measured, or no worker takes from the lane.
         """
         pixels, speed = await self._run("load", lane)
-        slots = sum(card.slots.get(lane, 0) for card in await self.workers() if card.ready)
+        lanes = (lane, Lane.VIDEO_PART) if lane is Lane.VIDEO else (lane,)  # a slot takes both, or parts alone
+        slots = sum(max(card.slots.get(one, 0) for one in lanes) for card in await self.workers() if card.ready)
         done_a_second = float(speed or 0) * slots
         return pixels / done_a_second if done_a_second else None
 

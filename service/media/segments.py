@@ -12,7 +12,7 @@ segment is the plain packets: a line of JSON, then records of one packet each.
 import contextlib
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import islice
@@ -183,6 +183,7 @@ def join(
     format: str,  # noqa: A002 - the name it has in the public contract
     codec: str | None = None,
     crf: int | None = None,
+    heed: Callable[[], None] | None = None,
 ) -> Joined:
     """Write the final file from segments, with everything else that the source has beside its picture.
 
@@ -191,6 +192,7 @@ def join(
     Args:
         segments: In order; all made with this format, codec and crf.
         like: The noisy video.
+        heed: Called before each segment; what it raises stops the joining.
 
     Raises:
         BadInput: The final file cannot be written from this input.
@@ -201,6 +203,8 @@ def join(
         delay = _check(segments, _head_of(file.encoder, like.time_base), file.encoder.reorder_frames)
         times = _decode_times(segments, delay)
         for path in segments:
+            if heed is not None:
+                heed()
             for record in _records(path):
                 # A packet of its own size has the padding behind it that parsers may read; one around bytes has not.
                 packet: Packet[Any] = Packet(len(record.data))

@@ -28,10 +28,11 @@ from trtbuild.engine import Array
 OnStill = Callable[[bytes], None]
 
 DEPTH = 4  # frames that may wait between two stages: enough to hide a key frame's encoding, little memory at 4K
-# A part of full HD is then 62 frames: long enough that its neighbours' frames, read twice, cost little, and short
+# A part of full HD is then 61 frames: long enough that its neighbours' frames, read twice, cost little, and short
 # enough that little is lost with a worker.
 _PART_PIXELS = 128_000_000
 _PART_FRAMES = (24, 240)
+_MOST_PARTS = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,10 @@ def plan_parts(denoiser: Denoiser, source: Path, facts: InputFacts, settings: Se
     """
     least, most = _PART_FRAMES
     by_size = min(max(_PART_PIXELS // (facts.width * facts.height), least), most)
-    return divide(read_timeline(source, settings), settings.part_frames or by_size, denoiser.spec.frames // 2)
+    timeline = read_timeline(source, settings)
+    # The broker makes all parts in one step, in which it does nothing else.
+    frames = max(settings.part_frames or by_size, len(timeline) // _MOST_PARTS)
+    return divide(timeline, frames, denoiser.spec.frames // 2)
 
 
 def still_of(denoiser: Denoiser, source: Path, options: Options, settings: Settings) -> bytes:
@@ -220,8 +224,19 @@ def join_parts(
     target: Path,
     options: Options,
     settings: Settings,
+    *,
+    heed: Callable[[], None] | None = None,
 ) -> DenoisedVideo:
     """Make one video of what `denoise_part` wrote, without encoding anew, with the source's other tracks.
+
+    Args:
+        parts: what came of them, in order.
+        files: what each wrote.
+        source: the noisy video.
+        target: the file to write.
+        options: as the parts were made with.
+        settings: likewise.
+        heed: called before each part; what it raises stops the work, and leaves no file.
 
     Raises:
         Indivisible: the parts do not fit together.
@@ -229,7 +244,7 @@ def join_parts(
     """
     started = time.monotonic()
     with VideoReader(source, settings) as reader:
-        joined = join(files, target, reader, format=options.format, codec=options.codec, crf=options.crf)
+        joined = join(files, target, reader, format=options.format, codec=options.codec, crf=options.crf, heed=heed)
     tally = Tally(removed_power=sum(part.removed_power for part in parts), values=sum(part.values for part in parts))
     spent = [part.seconds for part in parts]
     return DenoisedVideo(

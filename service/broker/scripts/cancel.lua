@@ -10,7 +10,7 @@ if job.state == 'queued' then
 elseif job.state == 'running' and job.parts and not job.owner then
   -- Its parts are with their workers, or it waits to be joined; they learn of it when they next report.
   if job.entry then
-    redis.call('SADD', key('void', job.lane), job.entry)
+    redis.call('SADD', key('void', lane_of(job)), job.entry)
   end
   job.claimed_at = nil
   finish(ARGV[2], job, 'cancelled', tonumber(ARGV[3]))

@@ -3,7 +3,7 @@
 -- expiring, dead, counters, load, speed, workers, hooks, hook:{id}, hooks:dead.
 local PREFIX = ARGV[1]
 local GROUP = 'workers'
-local PART_LANE = 'video.part'
+local PART_LANE, JOIN_LANE = 'video.part', 'video.join'
 local EVENTS_KEPT = 256
 local DEAD_TEXT_MAX = 2000
 local FINAL = {succeeded = true, failed = true, cancelled = true, expired = true}
@@ -83,6 +83,16 @@ local function wanted_entries(lane)
   return redis.call('XLEN', key('work', lane)) - redis.call('SCARD', key('void', lane))
 end
 
+-- Those, and the videos whose parts are being done: they have no entry in their lane.
+local function unfinished_jobs(lane)
+  return wanted_entries(lane) + redis.call('SCARD', key('divided', lane))
+end
+
+-- The stream that a job's entry is on: its own lane's, but for videos that wait to be joined.
+local function lane_of(job)
+  return job.entry_lane or job.lane
+end
+
 -- Acknowledged and deleted together, so that the stream's length stays jobs waiting, running, and void.
 local function drop_entry(lane, entry)
   redis.call('XACK', key('work', lane), GROUP, entry)
@@ -158,7 +168,9 @@ local function drop_parts(id, job)
     drop_blobs(name, part, {})
     redis.call('DEL', key('job', name))
   end
-  redis.call('HDEL', key('job', id), 'parts', 'parts_queued', 'parts_done', 'frames_done', 'frames_total', 'divided_at')
+  redis.call('SREM', key('divided', job.lane), id)
+  redis.call('HDEL', key('job', id), 'parts', 'parts_queued', 'parts_done', 'frames_done', 'frames_total', 'divided_at',
+    'entry_lane')
 end
 
 -- Puts the news of a final state into the outbox, where the job wants it told. A copy of the record goes with it: by the

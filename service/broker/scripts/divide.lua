@@ -1,5 +1,5 @@
 -- Ends the lease of a video by dividing it: its parts are queued, it is joined when the last is done. Repeatable.
--- Keys: job:{id}, job:{id}.{number}, events:{id}, work:{lane}, void:{lane}, workers, counters, load.
+-- Keys: job:{id}, job:{id}.{number}, events:{id}, work:{lane}, void:{lane}, divided:{lane}, workers, counters, load.
 -- ARGV: 2 worker, 3 id, 4 fence, 5 frames in all, 6 pixels in all, 7... parts as JSON.
 -- Returns 'settled', 'lost', or 'cancelling' where it is not wanted any more and the lease goes on.
 local worker, id, fence = ARGV[2], ARGV[3], ARGV[4]
@@ -20,6 +20,7 @@ job.parts, job.parts_queued, job.parts_done = #ARGV - 6, 0, 0
 redis.call('HSET', key('job', id), 'parts', job.parts, 'parts_done', 0, 'frames_done', 0, 'frames_total', ARGV[5],
   'divided_at', seconds(now_ms()), 'worst', job.attempts, 'attempts', 0, 'pixels', ARGV[6], 'pixels_left', ARGV[6])
 redis.call('HDEL', key('job', id), 'owner', 'entry')
+redis.call('SADD', key('divided', job.lane), id)
 add_load(job.lane, tonumber(ARGV[6]) - tonumber(job.pixels_left or 0))
 queue_parts(id, job)
 drop_entry(job.lane, job.entry)

@@ -25,6 +25,8 @@ add_load(job.lane, -pixels)
 note_speed(job.lane, pixels, run_s)
 queue_parts(video, job)
 if tonumber(job.parts_done) == tonumber(job.parts) then
-  redis.call('HSET', key('job', video), 'queued_at', seconds(now_ms()), 'entry', add_entry(job.lane, video, job.compat))
+  -- On a stream of its own, before all that is still to be begun: it is little work, and much is kept until it is done.
+  redis.call('HSET', key('job', video), 'queued_at', seconds(now_ms()), 'entry_lane', JOIN_LANE,
+    'entry', add_entry(JOIN_LANE, video, job.compat))
 end
 return 'settled'

@@ -1,6 +1,6 @@
 -- Takes a job in. Repeating it changes nothing.
 -- Keys: job:{id}, jobs, jobs:queued, events:{id}, work:{lane}, void:{lane}, blob:{name}, idem:{hash}, counters,
---       load.
+--       load, divided:{lane}.
 -- ARGV: 2 id, 3 lane, 4 job as JSON, 5 most entries in a lane, 6 hash of the idempotency key or '', 7 its fingerprint,
 --       8 how long the key is remembered (s), 9 compatibility key, 10 pixels in all, 11... blobs.
 -- Returns {'stored', id}, {'conflict', id} or {'full', length}.
@@ -14,7 +14,7 @@ if idem ~= '' then
     return {known[2] == ARGV[7] and 'stored' or 'conflict', known[1]}
   end
 end
-local length = wanted_entries(lane)
+local length = unfinished_jobs(lane)
 if length >= tonumber(ARGV[5]) then
   return {'full', tostring(length)}
 end

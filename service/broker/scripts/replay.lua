@@ -1,6 +1,6 @@
 -- Gives a failed job a fresh start: attempts from 1 again, its dead letter withdrawn.
 -- Keys: job:{id}, jobs, jobs:{state}, events:{id}, work:{lane}, void:{lane}, expiring, dead, counters,
---       load. ARGV: 2 id, 3 most entries.
+--       load, divided:{lane}. ARGV: 2 id, 3 most entries.
 -- Returns {'queued'}, {'missing'}, {'full', length}, {'refused', state} or {'gone'} where the input is deleted.
 local id = ARGV[2]
 local job = read_job(id)
@@ -13,7 +13,7 @@ end
 if not job.blobs then
   return {'gone'}
 end
-local length = wanted_entries(job.lane)
+local length = unfinished_jobs(job.lane)
 if length >= tonumber(ARGV[3]) then
   return {'full', tostring(length)}
 end

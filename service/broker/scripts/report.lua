@@ -23,12 +23,12 @@ if video then
   local sum = redis.call('HINCRBY', key('job', video), 'frames_done', done - tonumber(f[5] or 0))
   local v = redis.call('HMGET', key('job', video), 'frames_total', 'divided_at')
   local total, elapsed = tonumber(v[1]), ms / 1000 - tonumber(v[2])
-  local whole = {done = sum, total = total, unit = 'frames'}
+  local sum_of_parts = {done = sum, total = total, unit = 'frames'}
   if sum > 0 and elapsed > 0 then
-    whole.rate = math.floor(sum / elapsed * 1000 + 0.5) / 1000
-    whole.eta_seconds = math.floor((total - sum) * elapsed / sum * 100 + 0.5) / 100
+    sum_of_parts.rate = math.floor(sum / elapsed * 1000 + 0.5) / 1000
+    sum_of_parts.eta_seconds = math.floor((total - sum) * elapsed / sum * 100 + 0.5) / 100
   end
-  shown, progress, last = video, cjson.encode(whole), sum == total
+  shown, progress, last = video, cjson.encode(sum_of_parts), sum == total
 end
 redis.call('HSET', key('job', shown), 'progress', progress)
 local told_ms = redis.call('HGET', key('job', shown), 'progress_ms')

@@ -10,7 +10,7 @@ if not job then
 end
 if job.state == 'cancelling' then
   finish(id, job, 'cancelled', tonumber(ARGV[6]))
-  drop_entry(job.lane, job.entry)
+  drop_entry(lane_of(job), job.entry)
   return 'settled'
 end
 if verb == 'released' then
@@ -19,11 +19,11 @@ else
   redis.call('HSET', key('job', id), 'last_error', string.sub(ARGV[7], 1, DEAD_TEXT_MAX))
 end
 redis.call('HDEL', key('job', id), 'owner')
-redis.call('HSET', key('job', id), 'queued_at', seconds(now_ms()), 'entry', add_entry(job.lane, id, job.compat))
+redis.call('HSET', key('job', id), 'queued_at', seconds(now_ms()), 'entry', add_entry(lane_of(job), id, job.compat))
 if not job.parts then  -- a video that is to be joined goes on running, at the end of its progress
   redis.call('HDEL', key('job', id), 'progress', 'progress_ms')
   enter(id, job, 'queued')
 end
-drop_entry(job.lane, job.entry)
+drop_entry(lane_of(job), job.entry)
 count(verb, job.lane)
 return 'settled'

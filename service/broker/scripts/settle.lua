@@ -21,5 +21,5 @@ if ARGV[9] ~= '' then
   bury(id, job, ARGV[9], ARGV[10], worker)
 end
 finish(id, job, state, tonumber(ARGV[6]))
-drop_entry(job.lane, job.entry)
+drop_entry(lane_of(job), job.entry)
 return 'settled'
