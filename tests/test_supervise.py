@@ -299,7 +299,14 @@ def test_slots_without_lanes_are_not_started():
 
 
 @pytest.mark.parametrize(
-    ("said", "lanes"), [(None, set(Lane)), ("", set(Lane)), (" video ,image.batch", {"video", "image.batch"})]
+    ("said", "lanes"),
+    [
+        (None, set(Lane)),
+        ("", set(Lane)),
+        (" image.batch ,image.interactive", {"image.batch", "image.interactive"}),
+        (" video ,image.batch", {"video", "video.part", "video.join", "image.batch"}),
+        ("video.part", {"video.part"}),
+    ],
 )
 def test_lanes_are_read_from_their_variable(monkeypatch, said, lanes):
     if said is not None:
