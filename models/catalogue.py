@@ -38,6 +38,7 @@ class DenoiserSpec:
     trained_sigma: tuple[float, float]  # levels it was trained on, on the [0, 1] scale
     source: str
     weights: tuple[str, ...]  # the files it is made of, `models/shipped/<name>.safetensors`
+    shipped: bool = True  # its weights are; else it can be trained, and only then be served
 
     @property
     def frames(self) -> int:
@@ -127,7 +128,8 @@ DNCNN = DenoiserSpec(
     weights=("dncnn",),
 )
 
-CATALOGUE: dict[str, DenoiserSpec] = {spec.name: spec for spec in (FITVNET, FITVNET_SPATIAL, DNCNN)}
+DESCRIBED: dict[str, DenoiserSpec] = {spec.name: spec for spec in (FITVNET, FITVNET_SPATIAL, DNCNN)}
+CATALOGUE: dict[str, DenoiserSpec] = {name: spec for name, spec in DESCRIBED.items() if spec.shipped}  # can be served
 AUTO: dict[Kind, str] = {"image": FITVNET_SPATIAL.name, "video": FITVNET.name}  # what `auto` stands for
 
 

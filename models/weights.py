@@ -24,20 +24,25 @@ class _Staged(Protocol):
 
 
 def build_network(spec: DenoiserSpec) -> "nn.Module":
-    """The denoiser's network, freshly initialised, in training mode.
+    """The denoiser's network, as `build_wired`."""
+    return build_wired(spec.name)
+
+
+def build_wired(name: str) -> "nn.Module":
+    """The network that is wired under a name, freshly initialised, in training mode.
 
     Raises:
         UnknownDenoiser: no network is wired under this name.
         NeedsExtra: torch is not installed.
     """
-    if spec.name not in WIRINGS:
-        raise UnknownDenoiser(f"no network goes by {spec.name!r}; known are {', '.join(WIRINGS)}")
-    wiring = WIRINGS[spec.name]
+    if name not in WIRINGS:
+        raise UnknownDenoiser(f"no network goes by {name!r}; known are {', '.join(WIRINGS)}")
+    wiring = WIRINGS[name]
     try:
         module = importlib.import_module(wiring.module)
     except ModuleNotFoundError as err:
         raise _needs_torch(err) from err
-    return cast("nn.Module", getattr(module, wiring.build)())
+    return cast("nn.Module", getattr(module, wiring.build)(**wiring.options))
 
 
 def load_network(spec: DenoiserSpec, weights_dir: Path = WEIGHTS_DIR) -> "nn.Module":
@@ -61,8 +66,8 @@ def load_network(spec: DenoiserSpec, weights_dir: Path = WEIGHTS_DIR) -> "nn.Mod
 def stage_modules(spec: DenoiserSpec, weights_dir: Path = WEIGHTS_DIR) -> "dict[str, nn.Module]":
     """The stages of a denoiser, by the catalogue's names, each ready to run on its own.
 
-    Each takes `noisy` [N, T*planes_in, H, W], and `sigma` [N] where the denoiser must be told it, and returns
-    [N, planes_out, H, W]. Stages of one denoiser may share parameters.
+    Each takes `noisy` [N, T*planes_in, H, W] and `sigma` [N] and returns [N, planes_out, H, W]. Stages of one denoiser
+    may share parameters.
 
     Raises:
         as `load_network`.

@@ -203,7 +203,7 @@ def models(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="Which weights to make: fitvnet-spatial, fitvnet, dncnn.")],
+    recipe: Annotated[str, typer.Argument(help="Which weights to make, such as fitvnet-spatial.")],
     data: Annotated[list[Path], typer.Option(help="Folder of clean pictures or footage; may be repeated.")],
     out_file: Annotated[Path, typer.Option("--out", help="The .safetensors file to write.")],
     minutes: Annotated[float, typer.Option(help="Training time in all; a resumed run counts its earlier parts.")] = 60,
@@ -224,7 +224,7 @@ def train(
         raise typer.BadParameter(f"{recipe!r}; known are {', '.join(RECIPES)}")
 
     def tell(report: Report) -> None:
-        watched = "" if report.psnr_db is None else "  PSNR " + " / ".join(f"{value:.2f}" for value in report.psnr_db)
+        watched = "".join(f"  {noise} {value:.2f} dB" for noise, value in (report.psnr_db or {}).items())
         out.print(f"step {report.step}  {report.minutes:.1f} min  loss {report.loss:.4f}{watched}", highlight=False)
 
     run(

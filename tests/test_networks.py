@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from seeded_networks import network_of, write_weights
+from seeded_networks import DENOISERS, NO_SIGMA, network_of, write_weights
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from models.catalogue import CATALOGUE, DNCNN, FITVNET, FITVNET_SPATIAL
+from models.catalogue import CATALOGUE, DESCRIBED, DNCNN, FITVNET, FITVNET_SPATIAL, DenoiserSpec
 from models.errors import UnknownDenoiser
 from models.networks import WIRINGS
 from models.networks.dncnn import DnCNN
 from models.networks.fitvnet import FITVNet, SpatialModule, SpatiotemporalBlock, noise_map
-from models.training.recipes import restore_clip
+from models.training.recipes.fitvnet import restore_clip
 from models.weights import build_network, cut_into_stages, load_network, stage_modules
 
 # FITVNet, Table 5: layer, N_out, how much smaller than the input its output is.
@@ -65,8 +65,11 @@ TABLE_6 = [
 ]
 # N_out of the concatenations of Table 6, which the convolution behind each reads.
 TABLE_6_JOINED = {"dec_conv5a": 96, "dec_conv4a": 144, "dec_conv3a": 144, "dec_conv2a": 144, "dec_conv1a": 96 + 3}
-# What each network takes in a test: planes, height and width.
-INPUT = {"fitvnet": (15, 32, 48), "fitvnet-spatial": (3, 32, 48), "dncnn": (3, 24, 20)}
+
+
+def input_of(spec: DenoiserSpec) -> tuple[int, int, int]:
+    """What a network takes in a test: planes, height and width."""
+    return spec.frames * spec.channels, max(32, spec.multiple), max(48, spec.multiple)
 
 
 def convolutions_met(network: nn.Module, noisy: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
@@ -76,7 +79,7 @@ def convolutions_met(network: nn.Module, noisy: torch.Tensor) -> list[tuple[str,
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda _layer, _given, maps, name=name: met.append((name, maps)))
     with torch.no_grad():
-        network(noisy)
+        network(noisy, torch.full((len(noisy),), 0.1))
     return met
 
 
@@ -100,12 +103,12 @@ def test_dncnn_has_twenty_layers_of_64_maps():
     assert [maps.shape for _name, maps in met] == [(1, 64, 17, 23)] * 19 + [(1, 3, 17, 23)]
 
 
-@pytest.mark.parametrize("spec", CATALOGUE.values(), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [DESCRIBED[name] for name in WIRINGS], ids=lambda spec: spec.name)
 def test_the_catalogue_counts_what_the_network_has(spec):
     network = build_network(spec)
     assert spec.parameters == sum(parameter.numel() for parameter in network.parameters())
     for stage, module in zip(spec.stages, cut_into_stages(spec, network).values(), strict=True):
-        height = width = 64
+        height = width = max(64, spec.multiple)
         met = convolutions_met(module, torch.rand(1, stage.frames * stage.planes_in, height, width))
         layers = dict(module.named_modules())
         macs = sum(maps[0].numel() * layers[name].weight[0].numel() for name, maps in met)
@@ -114,15 +117,16 @@ def test_the_catalogue_counts_what_the_network_has(spec):
             assert stage.parameters == sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("name", WIRINGS)
-def test_every_parameter_learns(name):
-    network = build_network(CATALOGUE[name])
+@pytest.mark.parametrize("spec", DENOISERS.values(), ids=lambda spec: spec.name)
+def test_every_parameter_learns(spec):
     torch.manual_seed(1)
-    noisy, clean = torch.rand(2, *INPUT[name]), torch.rand(2, 3, *INPUT[name][1:])
+    network = build_network(spec)
+    shape = input_of(spec)
+    noisy, clean = torch.rand(2, *shape), torch.rand(2, 3, *shape[1:])
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     for _ in range(2):  # the correction may start at zero, and then only its last layer learns from the first step
         optimizer.zero_grad()
-        (network(noisy) - clean).square().mean().backward()
+        (network(noisy, torch.full((2,), 0.1)) - clean).square().mean().backward()
         optimizer.step()
     idle = [key for key, parameter in network.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert idle == []
@@ -148,7 +152,7 @@ def test_a_network_learns_one_patch_by_heart(build, planes):
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     losses = []
     for _ in range(50):
-        loss = (network(noisy) - clean).square().mean()
+        loss = (network(noisy, torch.full((2,), sigma)) - clean).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -162,7 +166,7 @@ def test_before_training_fitvnet_gives_back_its_input_but_for_a_small_correction
     noisy = torch.rand(1, planes, 32, 32) * 1.4 - 0.2  # beyond [0, 1], as noise is
     middle = noisy[:, planes // 2 - 1 : planes // 2 + 2]
     with torch.no_grad():
-        assert (network(noisy) - middle).abs().mean() < 0.05
+        assert (network(noisy, NO_SIGMA) - middle).abs().mean() < 0.05
 
 
 def test_a_window_restored_at_once_is_the_window_restored_by_stages():
@@ -170,11 +174,11 @@ def test_a_window_restored_at_once_is_the_window_restored_by_stages():
     torch.manual_seed(3)
     clip = torch.rand(1, 7, 3, 32, 48)
     with torch.no_grad():
-        streamed = restore_clip(network, clip)
+        streamed = restore_clip(network, clip, NO_SIGMA)
         for t in range(3):
             window = clip[:, t : t + 5].flatten(1, 2)
             # Batches of other sizes are summed in another order: float32 noise, no more.
-            torch.testing.assert_close(streamed[:, t], network(window), atol=1e-5, rtol=0)
+            torch.testing.assert_close(streamed[:, t], network(window, NO_SIGMA), atol=1e-5, rtol=0)
 
 
 def test_the_noise_map_is_what_was_taken_out_as_a_mean_over_the_colours():
@@ -193,7 +197,7 @@ def test_dncnn_with_its_normalisations_folded_in_gives_the_same():
     assert not is_parametrized(folded)
     noisy = torch.rand(1, 3, 40, 32)
     with torch.no_grad():
-        torch.testing.assert_close(folded(noisy), network(noisy), atol=1e-5, rtol=0)
+        torch.testing.assert_close(folded(noisy, NO_SIGMA), network(noisy, NO_SIGMA), atol=1e-5, rtol=0)
 
 
 def test_weights_are_read_from_the_files_that_the_catalogue_names(tmp_path):
@@ -207,7 +211,7 @@ def test_weights_are_read_from_the_files_that_the_catalogue_names(tmp_path):
         assert list(modules) == [stage.name for stage in spec.stages]
         for stage, module in zip(spec.stages, modules.values(), strict=True):
             with torch.no_grad():
-                assert module(torch.rand(1, stage.frames * stage.planes_in, 16, 32)).shape == (
+                assert module(torch.rand(1, stage.frames * stage.planes_in, 16, 32), NO_SIGMA).shape == (
                     1,
                     stage.planes_out,
                     16,
@@ -221,7 +225,8 @@ def test_missing_weights_are_told_by_name(tmp_path):
 
 
 def test_every_denoiser_is_wired_to_a_network():
-    assert set(WIRINGS) == set(CATALOGUE)
+    assert set(WIRINGS) == {name for name, spec in DESCRIBED.items() if spec.weights}
+    assert set(CATALOGUE) <= set(DESCRIBED)
 
 
 def test_without_torch_the_message_says_what_to_install():

@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 from models.catalogue import CATALOGUE
 from models.networks.fitvnet import FITVNet, SpatialModule
 from models.training.material import Material, read_material
-from models.training.recipes import RECIPES, Phase, half_squared_error, joint_error, l2_norm
-from models.training.trainer import _Run, add_noise, train
+from models.training.noise import Gaussian
+from models.training.recipe import Phase, half_squared_error, l2_norm
+from models.training.recipes import RECIPES
+from models.training.recipes.fitvnet import joint_error
+from models.training.trainer import _Run, train
 from models.weights import load_network
 
 SMALL = {name: replace(recipe, phases=(Phase(0.0, 32, 2),), warmup_steps=1) for name, recipe in RECIPES.items()}
@@ -111,10 +114,10 @@ def test_a_joint_run_starts_from_the_finished_part_moves_all_and_saves_all(mater
 def test_a_joint_loss_weighs_the_spatial_module_less_with_every_epoch():
     torch.manual_seed(1)
     network, clean = FITVNet(), torch.rand(1, 5, 3, 32, 32)
-    noisy = clean + 0.1 * torch.randn(clean.shape)
+    noisy, sigma = clean + 0.1 * torch.randn(clean.shape), torch.full((1,), 0.1)
     with torch.no_grad():
-        losses = [float(joint_error(network, noisy, clean, progress)) for progress in (0.0, 0.5, 1.0)]
-        spatial_only = network.spatial(noisy[0])
+        losses = [float(joint_error(network, noisy, sigma, clean, progress)) for progress in (0.0, 0.5, 1.0)]
+        spatial_only = network.spatial(noisy[0], sigma)
     share = float(l2_norm(spatial_only[None], clean))
     assert losses[0] - losses[1] == pytest.approx(share * (1 - 1 / 21), rel=1e-4)
     assert losses[0] - losses[2] == pytest.approx(share * (1 - 1 / 41), rel=1e-4)
@@ -158,11 +161,11 @@ def test_a_short_run_writes_weights_a_log_and_a_checkpoint_and_can_be_prolonged(
     train(recipe, folders, out, minutes=0.02, resume=True, on_report=reports.append)
     assert reports[-1].step > int(facts["steps"])
     assert reports[-1].minutes >= 0.02
-    assert len(reports[-1].psnr_db) == 3
+    assert list(reports[-1].psnr_db) == ["15", "25", "50"]
     with out.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [report.step for report in reports]
-    assert float(rows[-1]["psnr_25"]) == pytest.approx(reports[-1].psnr_db[1], abs=1e-3)
+    assert float(rows[-1]["psnr_25"]) == pytest.approx(reports[-1].psnr_db["25"], abs=1e-3)
 
 
 def test_a_run_without_its_checkpoint_pictures_or_first_weights_does_not_start(folders, tmp_path):
@@ -199,24 +202,26 @@ def test_clips_move_and_stay_in_the_unit_range(material, footage_share):
 
 def test_noise_is_one_level_an_example_drawn_from_the_range():
     clean = torch.full((64, 3, 3, 32, 32), 0.5)
-    noise = add_noise(clean, (0.0, 55 / 255), seed=3) - clean
+    noisy, sigma = Gaussian((0.0, 55 / 255))(clean, 3)
+    noise = noisy - clean
     levels = noise.std((2, 3, 4))  # [64, 3]
     assert torch.allclose(levels[:, 0], levels[:, 2], rtol=0.1)  # 3072 draws: 1.3 % is one sigma
     assert levels.max() <= 55 / 255 * 1.1
     assert levels.min() < 10 / 255
     assert levels.max() > 45 / 255
-    assert torch.equal(noise, add_noise(clean, (0.0, 55 / 255), seed=3) - clean)
+    torch.testing.assert_close(levels.mean(1), sigma, rtol=0.05, atol=1e-6)
+    assert torch.equal(noisy, Gaussian((0.0, 55 / 255))(clean, 3)[0])
 
 
 def test_recorded_examples_are_what_an_8_bit_file_would_hold():
     clean = torch.full((40, 1, 3, 16, 16), 0.05)
-    noisy = add_noise(clean, (0.1, 0.2), seed=3, recorded_share=0.5)
+    noisy, _ = Gaussian((0.1, 0.2), recorded_share=0.5)(clean, 3)
     steps = noisy * 255
     recorded = [bool(torch.allclose(one, one.round(), atol=1e-3)) for one in steps]
     assert 10 <= sum(recorded) <= 30
     for one, is_recorded in zip(noisy, recorded, strict=True):
         assert (float(one.min()) >= 0) == is_recorded
-    plain = add_noise(clean, (0.1, 0.2), seed=3)
+    plain, _ = Gaussian((0.1, 0.2))(clean, 3)
     assert torch.equal(noisy[recorded.index(False)], plain[recorded.index(False)])
 
 

@@ -50,23 +50,18 @@ def export_stage(spec: DenoiserSpec, stage: StageSpec, module: "nn.Module") -> b
         raise NeedsExtra(f"{err.name} is not installed; it comes with: pip install 'quietframe[torch]'") from err
 
     batch, height, width = EXAMPLE_SHAPE
-    example = [torch.rand(batch, stage.frames * stage.planes_in, height, width)]
-    dimensions = [{0: "batch", 2: "height", 3: "width"}]
-    names = ["noisy"]
-    if spec.sigma is not None:
-        example.append(torch.full((batch,), spec.sigma[1]))
-        dimensions.append({0: "batch"})
-        names.append("sigma")
+    noisy = torch.rand(batch, stage.frames * stage.planes_in, height, width)
+    sigma = torch.full((batch,), spec.trained_sigma[1])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells at length that torchvision is not there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own: of torch's future, of names that two axes share
         program = torch.onnx.export(
             module.eval(),
-            tuple(example),
+            (noisy, sigma),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=tuple(dimensions),
-            input_names=names,
+            dynamic_shapes=({0: "batch", 2: "height", 3: "width"}, {0: "batch"}),
+            input_names=["noisy", "sigma"],
             output_names=["restored"],
             verbose=False,
         )
@@ -75,6 +70,8 @@ def export_stage(spec: DenoiserSpec, stage: StageSpec, module: "nn.Module") -> b
     # Asked for an opset it cannot reach, the exporter gives another one without failing.
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)], model.opset_import
     _strip(model)
+    if spec.sigma is None:
+        _drop_sigma(model)
     _name_output_size(model)
     onnx.checker.check_model(model, full_check=True)
     graph: bytes = model.SerializeToString(deterministic=True)
@@ -136,6 +133,13 @@ def _strip(model: "onnx.ModelProto") -> None:
         part.ClearField("metadata_props")
     graph.ClearField("value_info")
     graph.name = "stage"
+
+
+def _drop_sigma(model: "onnx.ModelProto") -> None:
+    """Take away the input that a blind stage does not read."""
+    inputs = model.graph.input
+    assert not any("sigma" in node.input for node in model.graph.node), "a blind stage reads sigma"
+    inputs.remove(next(value for value in inputs if value.name == "sigma"))
 
 
 def _name_output_size(model: "onnx.ModelProto") -> None:

@@ -18,22 +18,19 @@ class TorchEngine:
 
     backend = "torch"
 
-    def __init__(self, module: nn.Module, device: str, precision: Precision, *, told_sigma: bool) -> None:
+    def __init__(self, module: nn.Module, device: str, precision: Precision) -> None:
         self._device, self._type = torch.device(device), _TYPES[precision]
         module = module.to(self._device, self._type)
         self._module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._told_sigma = told_sigma
         self.precision = precision
 
     def denoise(self, noisy: Array, sigma: Array) -> Array:
         with torch.inference_mode():
-            inputs = [self._moved(noisy).contiguous(memory_format=torch.channels_last)]
-            if self._told_sigma:
-                inputs.append(self._moved(sigma))
-            restored: torch.Tensor = self._module(*inputs)
+            planes = self._moved(noisy).contiguous(memory_format=torch.channels_last)
+            restored: torch.Tensor = self._module(planes, self._moved(sigma))
             # Planes one behind the other, in memory that is the caller's own.
-            planes = restored.to("cpu", torch.float32).contiguous(memory_format=torch.contiguous_format)
-        given: Array = planes.numpy()
+            restored = restored.to("cpu", torch.float32).contiguous(memory_format=torch.contiguous_format)
+        given: Array = restored.numpy()
         return given.copy() if np.shares_memory(given, noisy) else given
 
     def _moved(self, values: Array) -> torch.Tensor:
@@ -60,4 +57,4 @@ def open_engine(
     if threads:
         torch.set_num_threads(threads)  # of the whole process: there is no other way
     module = stage_modules(spec, weights_dir)[stage.name]
-    return TorchEngine(module, device, precision, told_sigma=spec.sigma is not None)
+    return TorchEngine(module, device, precision)

@@ -32,7 +32,7 @@ class DnCNN(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.normal_(last.weight, std=1e-3)  # starts as identity
 
-    def forward(self, noisy: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, _sigma: Tensor) -> Tensor:
         """[N, 3, H, W] RGB in [0, 1] to [N, 3, H, W], not clamped."""
         noise: Tensor = self.layers(noisy)
         return noisy - noise

@@ -55,11 +55,12 @@ class SpatialModule(nn.Module):
         self.dec_conv0 = conv(32, 3)
         self._start_as_identity()
 
-    def forward(self, noisy: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, _sigma: Tensor) -> Tensor:
         """Restore frames one by one.
 
         Args:
             noisy: [N, 3, H, W], RGB in [0, 1], H and W multiples of 16.
+            _sigma: ignored, as in all of FITVNet: it is blind.
 
         Returns:
             [N, 3, H, W], not clamped.
@@ -129,11 +130,12 @@ class SpatiotemporalBlock(nn.Module):
         self.dec_conv1b = conv(32, 3)
         self._start_as_identity()
 
-    def forward(self, triplet: Tensor) -> Tensor:
+    def forward(self, triplet: Tensor, _sigma: Tensor) -> Tensor:
         """Restore the middle frame.
 
         Args:
             triplet: [N, 12, H, W]: frame, map, frame, map, frame, map, oldest first; H and W multiples of 4.
+            _sigma: ignored.
 
         Returns:
             [N, 3, H, W], not clamped.
@@ -171,9 +173,9 @@ class SpatialStage(nn.Module):
         super().__init__()
         self.spatial = spatial
 
-    def forward(self, noisy: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """[N, 3, H, W] noisy to [N, 4, H, W]: the restored frame and its noise map."""
-        restored = self.spatial(noisy)
+        restored = self.spatial(noisy, sigma)
         return torch.cat([restored, noise_map(noisy, restored)], 1)
 
 
@@ -184,9 +186,9 @@ class BlockStage(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, noisy: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """[N, 12, H, W] triplet to [N, 4, H, W]: the middle frame and its noise map."""
-        return torch.cat([self.block(noisy), noisy[:, 7:8]], 1)
+        return torch.cat([self.block(noisy, sigma), noisy[:, 7:8]], 1)
 
 
 class FITVNet(nn.Module):
@@ -202,19 +204,20 @@ class FITVNet(nn.Module):
         self.first = SpatiotemporalBlock()
         self.second = SpatiotemporalBlock()
 
-    def forward(self, noisy: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """Restore the middle frame of every window.
 
         Args:
             noisy: [N, 15, H, W], five RGB frames in [0, 1], oldest first, H and W multiples of 16.
+            sigma: [N], ignored.
 
         Returns:
             [N, 3, H, W], not clamped.
         """
         spatial, first, second = self.stages()
-        frames = [spatial(noisy[:, 3 * t : 3 * t + 3]) for t in range(5)]
-        middle = [first(torch.cat(frames[t : t + 3], 1)) for t in range(3)]
-        restored: Tensor = second(torch.cat(middle, 1))
+        frames = [spatial(noisy[:, 3 * t : 3 * t + 3], sigma) for t in range(5)]
+        middle = [first(torch.cat(frames[t : t + 3], 1), sigma) for t in range(3)]
+        restored: Tensor = second(torch.cat(middle, 1), sigma)
         return restored
 
     def stages(self) -> tuple[nn.Module, ...]:

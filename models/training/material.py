@@ -15,6 +15,8 @@ REDUCTIONS = (1.0, 0.7)  # reduced copies are sharper than the photograph and hi
 SMALLEST_SIDE_PX = 160
 LEAST_FOOTAGE = 7  # a folder with fewer frames, or with frames of several sizes, is a folder of photographs
 VALIDATION_EVERY = 40  # every 40th photograph is kept out of training, to watch the run by
+PAIR_VALIDATION_EVERY = 12
+NOISY_MARK, CLEAN_MARK = "_real", "_mean"  # in the names of photographs of one scene, taken noisy and averaged of many
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,22 @@ class Material:
     photographs: tuple[np.ndarray, ...]
     clips: tuple[np.ndarray, ...]
     held_out: tuple[np.ndarray, ...]
+    pairs: tuple[tuple[np.ndarray, np.ndarray], ...] = ()  # taken noisy, and clean
+    held_out_pairs: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
     def crops(self, rng: np.random.Generator, count: int, size_px: int) -> Tensor:
         """Random crops of photographs and frames, flipped and turned: [count, 1, 3, size, size] in [0, 1]."""
         picked = [_turned(rng, _crop(rng, self._any_picture(rng), size_px)) for _ in range(count)]
         return _as_planes(np.stack(picked)[:, None])
+
+    def pair_crops(self, rng: np.random.Generator, count: int, size_px: int) -> tuple[Tensor, Tensor]:
+        """Random crops of real pairs, noisy and clean, turned alike: each [count, 1, 3, size, size] in [0, 1]."""
+        picked = []
+        for _ in range(count):
+            noisy, clean = self.pairs[rng.integers(len(self.pairs))]
+            picked.append(_turned(rng, _crop(rng, np.concatenate([noisy, clean], 2), size_px)))
+        both = _as_planes(np.stack(picked)[..., :3]), _as_planes(np.stack(picked)[..., 3:])
+        return both[0][:, None], both[1][:, None]
 
     def clip_crops(
         self, rng: np.random.Generator, count: int, frames: int, size_px: int, footage_share: float
@@ -99,16 +112,27 @@ class Material:
 def read_material(folders: Sequence[Path], *, with_clips: bool) -> Material:
     """Read every picture under the folders; a folder of equally sized numbered frames is also a clip.
 
+    Two pictures whose names differ in `_real` and `_mean` are a pair, and not among the photographs.
+
     Raises:
         FileNotFoundError: a folder is not there or holds no picture.
     """
     photographs: list[np.ndarray] = []
     clips: list[np.ndarray] = []
     held_out: list[np.ndarray] = []
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    held_out_pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for folder in folders:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
             raise FileNotFoundError(f"no pictures under {folder}")
+        taken_twice = [path for path in paths if NOISY_MARK in path.stem and _clean_of(path).is_file()]
+        for index, path in enumerate(taken_twice):
+            pair = _read(path), _read(_clean_of(path))
+            is_held_out = index % PAIR_VALIDATION_EVERY == PAIR_VALIDATION_EVERY // 2
+            (held_out_pairs if is_held_out else pairs).append(pair)
+        in_pairs = {*taken_twice, *map(_clean_of, taken_twice)}
+        paths = [path for path in paths if path not in in_pairs]
         for home in sorted({path.parent for path in paths}):
             pictures = [_read(path) for path in paths if path.parent == home]
             if _is_footage([path for path in paths if path.parent == home], pictures):
@@ -123,7 +147,17 @@ def read_material(folders: Sequence[Path], *, with_clips: bool) -> Material:
     if not photographs:
         raise FileNotFoundError(f"no picture of at least {SMALLEST_SIDE_PX} pixels a side under {folders}")
     # Too few pictures to keep any out: the run is watched by one that it learns from.
-    return Material(tuple(photographs), tuple(clips), tuple(held_out or photographs[:1]))
+    return Material(
+        tuple(photographs),
+        tuple(clips),
+        tuple(held_out or photographs[:1]),
+        tuple(pairs),
+        tuple(held_out_pairs or pairs[:1]),
+    )
+
+
+def _clean_of(noisy: Path) -> Path:
+    return noisy.with_name(noisy.name.replace(NOISY_MARK, CLEAN_MARK))
 
 
 def _read(path: Path) -> np.ndarray:

@@ -19,11 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.training.material import Material, read_material
-from models.training.recipes import Phase, Recipe
+from models.training.recipe import Phase, Recipe, middle_of
+from models.weights import build_wired
 
 CHECKPOINT_EVERY_S = 120
 REPORT_EVERY_S = 30
-WATCHED_SIGMAS = (15, 25, 50)
+WATCHED_SIZE_PX = 144
+WATCHED_CLIP_SIZE_PX = 96
+WATCHED_PAIRS = "pairs"  # how held-out real pairs are called where other noise has its level
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Report:
     minutes: float
     learning_rate: float
     loss: float
-    psnr_db: tuple[float, ...] | None = None  # of held-out pictures at `WATCHED_SIGMAS`, when just measured
+    psnr_db: dict[str, float] | None = None  # of held-out pictures, by watched noise, when just measured
 
 
 def train(
@@ -66,12 +69,15 @@ def train(
         on_report: told of progress.
 
     Raises:
-        FileNotFoundError: no pictures, no checkpoint to resume from, or no weights to start from.
+        FileNotFoundError: no pictures, or none of the kind the recipe wants; no checkpoint to resume from, or no
+            weights to start from.
         ValueError: `start_from` holds weights of another network.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     material = read_material(folders, with_clips=recipe.frames > 1)
+    if recipe.pair_share and not material.pairs:
+        raise FileNotFoundError(f"recipe {recipe.name} wants photographs taken noisy and clean, *_real and *_mean")
     run = _Run(recipe, material, out, minutes, device, weights_dir or out.parent)
     if start_from:
         run.start_from(start_from)
@@ -88,7 +94,7 @@ class _Run:
     ) -> None:
         self._recipe, self._material, self._out, self._device = recipe, material, out, device
         self._minutes = minutes
-        self._network = recipe.build().to(device)
+        self._network = build_wired(recipe.network).to(device)
         self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._earlier: dict[str, dict[str, str]] = {}  # facts of the runs that the first weights came from
         for part, name in recipe.starts_from.items():
@@ -173,14 +179,13 @@ class _Run:
         rng = np.random.default_rng([recipe.seed, self._step])
         progress = min(1.0, self._seconds / (self._minutes * 60))
         phase = [phase for phase in recipe.phases if phase.start <= progress][-1]
-        clean = self._draw(rng, phase).to(self._device)
-        noisy = add_noise(clean, recipe.sigma, seed=int(rng.integers(2**62)), recorded_share=recipe.recorded_share)
+        noisy, sigma, clean = self._draw(rng, phase)
         rate = recipe.learning_rate * min(1.0, (self._step + 1) / recipe.warmup_steps)
         rate *= 0.5 * (1 + math.cos(math.pi * progress)) * 0.998 + 0.002
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self._device.split(":")[0], torch.bfloat16):
-            loss = recipe.objective(self._network, noisy, clean, progress)
+            loss = recipe.objective(self._network, noisy, sigma, clean, progress)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._trained.values(), recipe.gradient_clip)
@@ -197,49 +202,63 @@ class _Run:
         self._rate = rate
         return float(loss.detach())
 
-    def _draw(self, rng: np.random.Generator, phase: Phase) -> Tensor:
-        if self._recipe.frames == 1:
-            return self._material.crops(rng, phase.batch, phase.size_px)
-        return self._material.clip_crops(
-            rng, phase.batch, self._recipe.frames, phase.size_px, self._recipe.footage_share
-        )
-
-    def _watch(self) -> tuple[float, ...]:
-        """PSNR of the averaged weights on photographs kept out of training; clips are made up over them."""
-        rng = np.random.default_rng(self._recipe.seed)
-        held = Material(self._material.held_out, (), ())
-        if self._recipe.frames == 1:
-            clean = torch.cat([held.crops(rng, 1, 144) for _ in range(16)])
+    def _draw(self, rng: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy frames, what a denoiser is told of their noise, and the clean frames."""
+        recipe, material = self._recipe, self._material
+        of_pairs = round(recipe.pair_share * phase.batch)
+        if recipe.frames == 1:
+            clean = material.crops(rng, phase.batch - of_pairs, phase.size_px)
         else:
-            clean = held.clip_crops(rng, 8, self._recipe.frames, 96, 0.0)
+            clean = material.clip_crops(rng, phase.batch, recipe.frames, phase.size_px, recipe.footage_share)
+        clean = clean.to(self._device)
+        noisy, sigma = recipe.noise(clean, int(rng.integers(2**62)))
+        if of_pairs:
+            taken_noisy, taken_clean = material.pair_crops(rng, of_pairs, phase.size_px)
+            noisy = torch.cat([noisy, taken_noisy.to(self._device)])
+            clean = torch.cat([clean, taken_clean.to(self._device)])
+            sigma = torch.cat([sigma, sigma.new_zeros(of_pairs)])  # nobody knows: such recipes make blind networks
+        return noisy, sigma, clean
+
+    def _watch(self) -> dict[str, float]:
+        """PSNR of the averaged weights on photographs kept out of training; clips are made up over them."""
+        recipe, rng = self._recipe, np.random.default_rng(self._recipe.seed)
+        held = Material(self._material.held_out, (), (), pairs=self._material.held_out_pairs)
+        if recipe.frames == 1:
+            clean = torch.cat([held.crops(rng, 1, WATCHED_SIZE_PX) for _ in range(16)])
+        else:
+            clean = held.clip_crops(rng, 8, recipe.frames, WATCHED_CLIP_SIZE_PX, 0.0)
+        examples = {name: (*noise(clean, seed), clean) for seed, (name, noise) in enumerate(recipe.watched.items())}
+        if recipe.pair_share and held.pairs:
+            taken_noisy, taken_clean = held.pair_crops(rng, 16, WATCHED_SIZE_PX)
+            examples[WATCHED_PAIRS] = (taken_noisy, taken_noisy.new_zeros(16), taken_clean)
         trained = self._copy_of_state()
         self._load(self._average)
         self._network.eval()
-        psnrs = []
         with torch.no_grad():
-            for sigma in WATCHED_SIGMAS:
-                noisy = add_noise(clean, (sigma / 255, sigma / 255), seed=sigma)
-                restored = torch.cat(
-                    [self._recipe.restore(self._network, one[None].to(self._device)) for one in noisy.unbind()]
-                ).cpu()
-                skipped = (clean.shape[1] - restored.shape[1]) // 2
-                error = (restored.clamp(0, 1) - clean[:, skipped : skipped + restored.shape[1]]).square()
-                psnrs.append(float(-10 * error.mean((-3, -2, -1)).log10().mean()))
+            psnrs = {name: self._psnr_db(*example) for name, example in examples.items()}
         self._load(trained)
         self._network.train()
-        return tuple(psnrs)
+        return psnrs
 
-    def _report(self, losses: list[float], psnr_db: tuple[float, ...] | None) -> Report:
+    def _psnr_db(self, noisy: Tensor, sigma: Tensor, clean: Tensor) -> float:
+        restore, device = self._recipe.restore, self._device
+        one_by_one = zip(noisy[:, None], sigma[:, None], strict=True)
+        restored = torch.cat([restore(self._network, one.to(device), level.to(device)) for one, level in one_by_one])
+        error = (restored.cpu().clamp(0, 1) - middle_of(clean, restored.shape[1])).square()
+        return float(-10 * error.mean((-3, -2, -1)).log10().mean())
+
+    def _report(self, losses: list[float], psnr_db: dict[str, float] | None) -> Report:
         loss = sum(losses) / len(losses) if losses else math.nan
         report = Report(self._step, self._seconds / 60, self._rate, loss, psnr_db)
         path = self._out.with_suffix(".csv")
+        names = [*self._recipe.watched, *([WATCHED_PAIRS] if self._recipe.pair_share else [])]
         new = self._is_new_log or not path.exists()
         self._is_new_log = False
         with path.open("w" if new else "a", newline="") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(["step", "minutes", "learning_rate", "loss", *(f"psnr_{s}" for s in WATCHED_SIGMAS)])
-            watched = [f"{value:.3f}" for value in psnr_db or ()]
+                writer.writerow(["step", "minutes", "learning_rate", "loss", *(f"psnr_{name}" for name in names)])
+            watched = [f"{psnr_db[name]:.3f}" for name in names] if psnr_db else []
             writer.writerow(
                 [report.step, f"{report.minutes:.2f}", f"{report.learning_rate:.2e}", f"{loss:.5f}", *watched]
             )
@@ -284,30 +303,6 @@ class _Run:
 
     def _checkpoint_path(self) -> Path:
         return self._out.with_suffix(".checkpoint.safetensors")
-
-
-def add_noise(clean: Tensor, sigma: tuple[float, float], *, seed: int, recorded_share: float = 0.0) -> Tensor:
-    """Additive white Gaussian noise, one level for all frames of an example.
-
-    Levels are uniform over the range and stratified over the batch: every batch has its share of weak and of strong
-    noise. Drawn freely, the mean power of a small batch would jump, and batch normalisation with it.
-
-    Args:
-        clean: [N, T, 3, H, W] in [0, 1].
-        sigma: the range of levels, on the scale of `clean`.
-        seed: of the levels and of the noise.
-        recorded_share: of the examples, at random, that are then clipped and rounded as 8-bit files are. Clipping lifts
-            shadows and dims lights: a network that has never seen it takes the shift for the picture.
-    """
-    generator = torch.Generator(clean.device).manual_seed(seed)
-    count = len(clean)
-    order = torch.randperm(count, generator=generator, device=clean.device)
-    share = (order + torch.rand(count, generator=generator, device=clean.device)) / count
-    level = (sigma[0] + (sigma[1] - sigma[0]) * share).view(-1, 1, 1, 1, 1)
-    noisy = clean + level * torch.randn(clean.shape, generator=generator, device=clean.device)
-    is_recorded = torch.rand(count, generator=generator, device=clean.device) < recorded_share
-    recorded = (noisy.clamp(0, 1) * 255).round() / 255
-    return torch.where(is_recorded.view(-1, 1, 1, 1, 1), recorded, noisy)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
