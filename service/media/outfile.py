@@ -5,20 +5,20 @@ from collections.abc import Iterable
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import av
 from av.container import OutputContainer
 from av.packet import Packet
 
 from service.media.encoder import MILLISECOND_MUXERS, MUXERS, Encoder, failure, lost_beside
+from service.media.finishing import Finishing
 from service.media.formats import VIDEOS, codec_for, container_for
 from service.media.opening import OpenVideo
 from service.media.tracks import Tracks, foreign_tags
 
 
-class OutFile:
+class OutFile(Finishing):
     """A video file in the making: its header says all that the source's says, and takes the picture packet by packet.
 
     The file appears at its path when it is finished: before that, and after any failure, there is none.
@@ -68,17 +68,6 @@ class OutFile:
         except BaseException:
             self.abort()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
 
     @property
     def lost(self) -> list[str]:

@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import av
 from av.packet import Packet
 
 from service.errors import BadInput, Indivisible
 from service.media.encoder import MUXERS, Encoder
+from service.media.finishing import Finishing
 from service.media.formats import codec_for, container_for
 from service.media.outfile import OutFile
 from service.media.tracks import Sink
@@ -64,7 +64,7 @@ class Joined:
     lost: list[str]  # what of the source it cannot hold
 
 
-class SegmentWriter:
+class SegmentWriter(Finishing):
     """Writes a part's frames as a segment, as `VideoWriter` would write them to the final file.
 
     The segment appears at its path when it is finished: before that, and after any failure, there is none.
@@ -108,17 +108,6 @@ class SegmentWriter:
         except BaseException:
             self.abort()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
 
     @property
     def lost(self) -> list[str]:

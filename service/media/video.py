@@ -14,6 +14,7 @@ from service.errors import BadInput, Indivisible
 from service.job import InputFacts, Part
 from service.media.colour import Pixels, coding_of, depth_of, to_rgb
 from service.media.entry import find_entry
+from service.media.finishing import Finishing
 from service.media.opening import OpenVideo
 from service.media.outfile import OutFile
 from service.settings import Settings
@@ -129,7 +130,7 @@ class VideoReader:
             raise Indivisible(f"decoding cannot begin in the middle: {err}") from None
 
 
-class VideoWriter:
+class VideoWriter(Finishing):
     """Writes frames as a video like the one they came from, with its other tracks.
 
     The file appears at its path when it is finished: before that, and after any failure, there is none.
@@ -162,17 +163,6 @@ class VideoWriter:
         self.codec = self._file.encoder.codec
         self.content_type = self._file.content_type
         self.suffix = self._file.suffix
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
 
     @property
     def lost(self) -> list[str]:
