@@ -243,6 +243,22 @@ async def test_an_expired_lease_passes_to_the_next_worker(queue: QueueClient, hi
     assert (await queue.counters())["lease_lost:image.interactive"] == 6
 
 
+async def test_of_two_workers_of_one_name_only_the_later_lease_counts(queue: QueueClient, hire: Hire) -> None:
+    job = a_job()
+    await queue.put(job)
+    hung = hire("worker", heartbeat=False, lease_ttl_s=SHORT_LEASE_S)
+    first = taken(hung)
+    restarted = hire("worker", lease_ttl_s=SHORT_LEASE_S)
+    second = taken(restarted)
+    assert (second.job, second.attempt) == (job, 2)
+    with pytest.raises(LeaseLost):  # the owner's name is the same: it is the fence that tells them apart
+        hung.report(first, Progress(done=1))
+    with pytest.raises(LeaseLost):
+        hung.ack(first, an_outcome("d" * 64))
+    restarted.ack(second, an_outcome())
+    assert (await queue.get(job.id)).outcome == an_outcome()
+
+
 async def test_a_heartbeat_keeps_a_lease_longer_than_its_length(queue: QueueClient, hire: Hire) -> None:
     await queue.put(a_job())
     worker = hire(lease_ttl_s=SHORT_LEASE_S)
