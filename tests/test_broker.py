@@ -839,6 +839,19 @@ async def test_the_same_request_put_twice_is_one_job(queue: QueueClient, url: st
         await queue.get(second.id)
 
 
+async def test_a_put_whose_answer_was_lost_may_be_sent_again(queue: QueueClient, hire: Hire, url: str) -> None:
+    job = a_job()
+    await queue.put(job)
+    await queue.put(job)
+    assert stream_length(url, job.lane) == 1
+    worker = hire()
+    lease = taken(worker)
+    await queue.put(job)
+    worker.ack(lease, an_outcome())
+    assert (await queue.get(job.id)).outcome == an_outcome()
+    assert stream_length(url, job.lane) == 0
+
+
 async def test_a_full_lane_takes_no_more_and_the_others_do(url: str, settings: Settings) -> None:
     async with QueueClient(url, settings.model_copy(update={"max_queued_jobs": 2})) as queue:
         await queue.put(a_job())
