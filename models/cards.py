@@ -1,25 +1,27 @@
-"""What was measured of a denoiser, and how its weights came to be: its card, `models/shipped/<denoiser>.json`.
+"""How a denoiser's weights came to be, and what was measured of them: its card.
 
-`python -m models.cards` writes the cards of all shipped weights anew. Needs nothing but the standard library.
+The first is in `models/shipped/<denoiser>.json`, the second in `figures.csv` beside it. `python -m models.cards` writes
+the cards of all shipped weights anew. Needs nothing but the standard library.
 """
 
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.catalogue import CATALOGUE, DenoiserSpec, find
+from models.catalogue import CATALOGUE, DenoiserSpec
 from models.errors import UnknownDenoiser
+from models.figures import FIGURES_FILE, GAUSSIAN, Figure, fingerprint, fullest, read_figures
 from models.weights import WEIGHTS_DIR
 
 CARDS_DIR = WEIGHTS_DIR
 
-Figures = dict[str, float]
-# test set -> noise level on the 8-bit scale, or "real" -> figure -> value; decibels but for `ssim` and `pictures`
-Quality = dict[str, dict[str, Figures]]
+# Test set -> level of Gaussian noise on the 8-bit scale, or the name of another noise -> figure -> value; `noisy`,
+# `restored` and `restored_8bit` are decibels.
+Quality = dict[str, dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +60,14 @@ class Card:
         ]
         for data, levels in self.quality.items():
             for level, figures in levels.items():
-                noise = "real noise" if level == "real" else f"sigma {level}"
+                noise = f"sigma {level}" if level[0].isdigit() else f"{level} noise"
                 told = ", ".join(f"{name} {value:g}" for name, value in figures.items())
                 lines.append(f"{data}, {noise}: {told}")
         return "\n".join([*lines, self.limits])
 
 
-def card_of(name: str, cards_dir: Path = CARDS_DIR) -> Card:
-    """Read a denoiser's card.
+def card_of(name: str, cards_dir: Path = CARDS_DIR, figures_file: Path = FIGURES_FILE) -> Card:
+    """Read a denoiser's card, with what was measured of its weights, and of these alone.
 
     Raises:
         UnknownDenoiser: it has none.
@@ -74,81 +76,55 @@ def card_of(name: str, cards_dir: Path = CARDS_DIR) -> Card:
     if not path.is_file():
         raise UnknownDenoiser(f"there is no card {path.name} in {cards_dir}")
     written = json.loads(path.read_text())
-    training = tuple(Training(**run) for run in written.pop("training"))
-    return Card(training=training, **written)
-
-
-def write_card(card: Card, cards_dir: Path = CARDS_DIR) -> None:
-    cards_dir.mkdir(parents=True, exist_ok=True)
-    path = cards_dir / f"{card.name}.json"
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(card.as_dict(), indent=2) + "\n")
-    unfinished.replace(path)
+    training = tuple(Training(**run) for run in written["training"])
+    own = fingerprint(run.sha256 for run in training)
+    measured = [one for one in read_figures(figures_file) if (one.denoiser, one.weights) == (name, own)]
+    return Card(name=written["name"], training=training, limits=written["limits"], quality=_quality_of(measured))
 
 
 def renew_card(spec: DenoiserSpec, weights_dir: Path = WEIGHTS_DIR, cards_dir: Path = CARDS_DIR) -> Card:
-    """Write what the weights files tell of their making. Figures of other weights are dropped.
+    """Write what the weights files tell of their making.
 
     Raises:
         UnknownDenoiser: a weights file is not there.
     """
-    training = tuple(_training_of(name, weights_dir) for name in spec.weights)
-    card = Card(name=spec.name, training=training, limits=_limits_of(spec))
-    try:
-        before = card_of(spec.name, cards_dir)
-    except UnknownDenoiser:
-        pass
-    else:
-        if [run.sha256 for run in before.training] == [run.sha256 for run in training]:
-            card = replace(card, quality=before.quality)
-    write_card(card, cards_dir)
+    card = Card(name=spec.name, training=training_of(spec, weights_dir), limits=_limits_of(spec))
+    written = {key: value for key, value in card.as_dict().items() if key != "quality"}
+    cards_dir.mkdir(parents=True, exist_ok=True)
+    path = cards_dir / f"{card.name}.json"
+    text = json.dumps(written, indent=2) + "\n"
+    if not path.is_file() or path.read_text() != text:
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(text)
+        unfinished.replace(path)
     return card
 
 
-def record_quality(
-    name: str,
-    data: str,
-    level: str,
-    figures: Mapping[str, float],
-    *,
-    weights_dir: Path = WEIGHTS_DIR,
-    cards_dir: Path = CARDS_DIR,
-) -> Card:
-    """Put figures into a denoiser's card, in place of older ones of the same test set and level.
-
-    Args:
-        name: of the denoiser.
-        data: the test set.
-        level: of the noise on the 8-bit scale, such as `25`; or `real`.
-        figures: what was measured.
-        weights_dir: where the weights lie that were measured.
-        cards_dir: where the card lies.
+def training_of(spec: DenoiserSpec, weights_dir: Path = WEIGHTS_DIR) -> tuple[Training, ...]:
+    """The runs that made a denoiser's weights files, one for each; none where it is no network.
 
     Raises:
-        UnknownDenoiser: no such denoiser, or its weights are not there.
+        UnknownDenoiser: a weights file is not there.
     """
-    card = renew_card(find(name), weights_dir, cards_dir)
-    quality = {**card.quality, data: {**card.quality.get(data, {}), level: dict(figures)}}
-    card = replace(card, quality=quality)
-    write_card(card, cards_dir)
-    return card
+    return tuple(_training_of(name, weights_dir) for name in spec.weights)
 
 
-def markdown_of(cards: Iterable[Card]) -> str:
-    """The figures of cards as a table, a row for each test set and noise level."""
-    rows = [
-        "| model | test set | sigma | pictures | noisy | restored | 8-bit input | SSIM |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for card in cards:
-        for data, levels in card.quality.items():
-            for level, one in levels.items():
-                rounded = f"{one['restored_8bit']:.2f}" if "restored_8bit" in one else ""
-                rows.append(
-                    f"| {card.name} | {data} | {level} | {one['pictures']:g} | {one['noisy']:.2f} | "
-                    f"**{one['restored']:.2f}** | {rounded} | {one['ssim']:.4f} |"
-                )
-    return "\n".join(rows)
+def _quality_of(figures: Iterable[Figure]) -> Quality:
+    quality: Quality = {}
+    for one in fullest(figures).values():
+        told = {
+            "pictures": float(one.pictures),
+            "frames": float(one.frames),
+            "noisy": one.noisy_db,
+            "restored": one.restored_db,
+            "ssim": one.ssim,
+            "ad": one.ad,
+            "restored_8bit": one.restored_8bit_db,
+            "ms_per_megapixel": one.ms_per_megapixel,
+        }
+        level = one.noise.removeprefix(GAUSSIAN)
+        quality.setdefault(one.data, {})[level] = {name: value for name, value in told.items() if value is not None}
+    return quality
 
 
 def _training_of(name: str, weights_dir: Path) -> Training:
@@ -183,6 +159,11 @@ def _runs_of(facts: dict[str, str]) -> list[dict[str, str]]:
 
 
 def _limits_of(spec: DenoiserSpec) -> str:
+    if not spec.weights:
+        return (
+            "A formula, not a network: it knows nothing of pictures but that they are like themselves. It takes noise "
+            "for white and Gaussian, of the level that it is told or, where it is told none, of one that is estimated."
+        )
     low, high = (round(level * 255) for level in spec.trained_sigma)
     told = "blind to the noise level" if spec.sigma is None else "told the noise level"
     return (

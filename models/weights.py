@@ -7,14 +7,14 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from models.catalogue import DenoiserSpec
+from models.catalogue import SHIPPED_DIR, DenoiserSpec
 from models.errors import NeedsExtra, UnknownDenoiser
 from models.networks import WIRINGS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WEIGHTS_DIR = Path(__file__).parent / "shipped"  # one file a training run
+WEIGHTS_DIR = SHIPPED_DIR  # one file a training run
 GRAPHS_DIR = WEIGHTS_DIR  # what the weights export to, one file a stage
 
 
@@ -25,7 +25,7 @@ class _Staged(Protocol):
 
 def build_network(spec: DenoiserSpec) -> "nn.Module":
     """The denoiser's network, as `build_wired`."""
-    return build_wired(spec.name)
+    return build_wired(spec.adapted_from or spec.name)
 
 
 def build_wired(name: str) -> "nn.Module":
@@ -54,7 +54,7 @@ def load_network(spec: DenoiserSpec, weights_dir: Path = WEIGHTS_DIR) -> "nn.Mod
         RuntimeError: the weights are of another network; the message names the first that does not fit.
     """
     network = build_network(spec)
-    parts = WIRINGS[spec.name].parts
+    parts = WIRINGS[spec.adapted_from or spec.name].parts
     state: dict[str, Tensor] = {}
     for name in spec.weights:
         prefix = f"{parts[name]}." if name in parts else ""

@@ -8,6 +8,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -30,6 +31,8 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(help="Looks at the jobs of a running service.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
+
+_WIDTH_OF_FIGURES = 132  # columns; cut off at less they say nothing
 
 out = Console()
 err = Console(stderr=True)
@@ -165,16 +168,23 @@ def denoise(
 def models(
     name: Annotated[str | None, typer.Argument(help="One model.")] = None,
     as_json: AsJson = False,
-    markdown: Annotated[bool, typer.Option(help="Print the cards' figures as the table of docs/models.md.")] = False,
+    markdown: Annotated[bool, typer.Option(help="Print what was measured as the tables of docs/models.md.")] = False,
+    into: Annotated[
+        Path | None, typer.Option(help="Put those tables into this file instead, between its marks.")
+    ] = None,
 ) -> None:
     """List the denoisers, or show one with its card."""
-    from models.cards import card_of, markdown_of
+    from models.cards import card_of
+    from models.tables import put_into, tables
 
+    if into is not None:
+        put_into(into)
+        return
+    if markdown:
+        print(tables())
+        return
     specs = [find(name)] if name else list(CATALOGUE.values())
     cards = {spec.name: card_of(spec.name) for spec in specs}
-    if markdown:
-        print(markdown_of(cards.values()))
-        return
     if as_json:
         shown = [
             {
@@ -194,8 +204,10 @@ def models(
     table = Table("model", "for", "parameters", "kMAC/pixel", "sigma", "source")
     for spec in specs:
         low, high = (round(level * 255) for level in spec.trained_sigma)
-        size = f"{spec.parameters / 1e6:.2f} M"
-        table.add_row(spec.name, spec.kind, size, f"{spec.macs_per_pixel / 1e3:.0f}", f"{low}-{high}", spec.source)
+        size, cost = (
+            (f"{spec.parameters / 1e6:.2f} M", f"{spec.macs_per_pixel / 1e3:.0f}") if spec.weights else ("", "")
+        )
+        table.add_row(spec.name, spec.kind, size, cost, f"{low}-{high}", spec.source)
     out.print(table)
     if name:
         out.print(cards[specs[0].name].text(), highlight=False)
@@ -247,32 +259,40 @@ def evaluate(
     data: Annotated[
         list[Path], typer.Option(help="A test set: clean pictures, *_real/*_mean pairs, or frame folders.")
     ],
-    sigma: Annotated[str, typer.Option(help="Noise levels on the 8-bit scale.")] = "15,25,50",
+    sigma: Annotated[
+        str | None, typer.Option(help="Levels of Gaussian noise on the 8-bit scale. [15,25,50 if no --noise]")
+    ] = None,
+    noise: Annotated[
+        str, typer.Option(help="Other noise: mixed, signal-low, signal-high, poisson-gaussian, partial-patch.")
+    ] = "",
     backend: Annotated[str, typer.Option(help="What runs the networks: auto, openvino, torch.")] = "auto",
     every: Annotated[int, typer.Option(min=1, help="Take every n-th picture only.")] = 1,
     frames: Annotated[int, typer.Option(min=1, help="At most so many frames of a sequence.")] = 20,
     as_json: AsJson = False,
-    cards: Annotated[bool, typer.Option("--write-cards", help="Put the figures into the models' cards.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into models/shipped/figures.csv.")] = False,
 ) -> None:
-    """Measure PSNR and SSIM on clean pictures with added noise, and on real pairs."""
+    """Measure PSNR, SSIM, Average Deviation and time on clean pictures with added noise, and on real pairs."""
+    from models.figures import GAUSSIAN, read_published
     from service.evaluation import evaluate as run
-    from service.evaluation import table_of, write_into_cards
+    from service.evaluation import line_of, record, table_of
 
+    levels = sigma if sigma is not None else "" if noise else "15,25,50"
     try:
-        levels = [float(level) for level in sigma.split(",")]
+        noises = [f"{GAUSSIAN}{float(level):g}" for level in levels.split(",") if level]
     except ValueError:
         raise typer.BadParameter(f"sigma is {sigma!r}; write levels as 15,25,50") from None
-    rows = []
-    for row in run(names, data, levels, _settings(backend=backend), every=every, most_frames=frames):
-        rows.append(row)
+    noises += [name.strip() for name in noise.split(",") if name]
+    figures = []
+    for figure in run(names, data, noises, _settings(backend=backend), every=every, most_frames=frames):
+        figures.append(figure)
         if not as_json:
-            err.print(row.line(), highlight=False, markup=False, soft_wrap=True)
+            err.print(line_of(figure), highlight=False, markup=False, soft_wrap=True)
+        if write:  # each as it comes: the next may take an hour, or be stopped
+            record(figure)
     if as_json:
-        print(json.dumps([row.as_dict() for row in rows], indent=2))
+        print(json.dumps([asdict(figure) for figure in figures], indent=2))
     else:
-        out.print(table_of(rows))
-    if cards:
-        write_into_cards(rows)
+        Console(width=max(out.width, _WIDTH_OF_FIGURES)).print(table_of(figures, read_published()))
 
 
 @app.command()

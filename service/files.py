@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from models.catalogue import find
 from models.errors import QuietframeError
 from service.errors import BadInput, UnknownFormat
 from service.intake import check_options
@@ -149,7 +148,7 @@ def _one(
     if content_type is None:
         raise UnknownFormat(f"{source} is in no image or video format that is read here")
     kind = "image" if content_type.startswith("image/") else "video"
-    spec = find(model, "image" if kind == "image" else "video")
+    spec = shelf.library.find(model, "image" if kind == "image" else "video")
     suffix = target.suffix.lower()
     if suffix != source.suffix.lower() and suffix not in FORMATS:
         raise BadInput(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import BinaryIO
 
-from models import catalogue
 from models.catalogue import DenoiserSpec, Kind
+from models.own import Library
 from service.blobs import Blob, BlobStore
 from service.broker.queue import QueueClient
 from service.errors import BadInput, NotReady, UnknownFormat
@@ -53,6 +53,7 @@ class Intake:
         self._settings = settings
         self._queue = queue
         self._store = store
+        self.library = Library(settings.own_models_dir)
         self._probes = asyncio.Semaphore(_PROBES_AT_ONCE)
 
     async def accept(self, asked: Asked, *, idempotency_key: str | None = None) -> tuple[str, bool]:
@@ -71,7 +72,7 @@ class Intake:
         if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
             raise BadInput("the idempotency key must be 1 to 255 visible ASCII characters; a UUID is a good one")
         self._check_webhook(asked.webhook_url)
-        spec = catalogue.find(asked.model, asked.kind)
+        spec = await asyncio.to_thread(self.library.find, asked.model, asked.kind)
         check_options(asked.kind, spec, asked.options)
 
         blob, facts = await self._take_in(asked.kind, asked.content)

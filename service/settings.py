@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the HTTP server listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP server; 0 takes a free one.")
     data_dir: Path = Field(Path("quietframe-data"), description="Where blobs and the embedded queue live.")
+    models_dir: Path | None = Field(
+        None, description="Where models adapted to your own footage live; unset: `models` in the data directory."
+    )
     workers: int = Field(
         1, ge=0, le=64, description="Worker processes of this machine; 0 means one for each NVIDIA GPU, or one."
     )
@@ -177,6 +180,11 @@ class Settings(BaseSettings):
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+
+    @property
+    def own_models_dir(self) -> Path:
+        """Where models adapted to own footage live."""
+        return self.models_dir if self.models_dir is not None else self.data_dir / "models"
 
     @property
     def worker_lanes(self) -> frozenset[Lane]:

@@ -21,6 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 from redis import Redis
 
+from models.catalogue import CATALOGUE
 from service.api.headers import Preference, Unsatisfiable, attachment, matches, preference_of, range_of, wants_json
 from service.blobs import open_store
 from service.broker import keys
@@ -770,7 +771,7 @@ def test_an_unknown_model_is_not_found(api: httpx.Client, name: str) -> None:
 
 def test_auto_is_no_model_and_is_not_told_to_be_one(api: httpx.Client) -> None:
     detail = assert_problem(api.get("/models/auto"), 404, "unknown_model")["detail"]
-    assert detail == "model is 'auto'; known are fitvnet, fitvnet-spatial, dncnn"
+    assert detail == f"model is 'auto'; known are {', '.join(CATALOGUE)}"
 
 
 def test_ready_needs_a_worker_and_alive_needs_nothing(settings: Settings, api: httpx.Client) -> None:

@@ -30,7 +30,8 @@ def dimensions(value: onnx.ValueInfoProto) -> list[str | int]:
 
 
 def test_a_graph_takes_and_gives_what_the_catalogue_says(model, stage):
-    assert [value.name for value in model.graph.input] == ["noisy"]
+    is_blind = STAGES[stage.name][0].sigma is None
+    assert [value.name for value in model.graph.input] == (["noisy"] if is_blind else ["noisy", "sigma"])
     assert [value.name for value in model.graph.output] == ["restored"]
     assert dimensions(model.graph.input[0]) == ["batch", stage.frames * stage.planes_in, "height", "width"]
     assert dimensions(model.graph.output[0]) == ["batch", stage.planes_out, "height", "width"]
@@ -43,13 +44,15 @@ def test_a_graph_is_of_opset_18_and_holds_float32_only(model):
     assert not any(weight.external_data for weight in model.graph.initializer)
 
 
-def test_a_graph_tells_nothing_of_where_it_was_made(model, stage):
+def test_a_graph_tells_nothing_of_where_it_was_made(model):
     graph = model.graph
     parts = [model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer]
     assert not any(part.metadata_props for part in parts)
     assert not any(part.doc_string for part in parts)
     assert not graph.value_info
-    assert not re.search(rb"site-packages|/home/|\.py\b", graph_of(stage.name))
+    for weight in graph.initializer:
+        weight.ClearField("raw_data")  # a million numbers spell anything
+    assert not re.search(rb"site-packages|/home/|\.py\b", model.SerializeToString())
 
 
 def test_a_normalisation_is_folded_before_it_can_get_into_a_graph(model):

@@ -1,18 +1,20 @@
-"""Do PSNR, SSIM, noise and cards say what they should?"""
+"""Do PSNR, SSIM, Average Deviation and cards say what they should?"""
 
 import json
 import math
 
 import numpy as np
 import pytest
+from measured import figure
 from seeded_networks import write_weights
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from models.cards import Card, Training, card_of, record_quality, renew_card, write_card
-from models.catalogue import CATALOGUE, DNCNN, FITVNET
+from models.cards import card_of, renew_card
+from models.catalogue import CATALOGUE, DNCNN, FITVNET, NLM
 from models.errors import UnknownDenoiser
+from models.figures import add_figures, fingerprint
 from models.noise import add_gaussian
-from models.quality import STRIP_VALUES, psnr_db, ssim
+from models.quality import STRIP_VALUES, average_deviation, psnr_db, ssim
 
 
 def picture(height: int, width: int, channels: int | None = 3, seed: int = 1) -> np.ndarray:
@@ -94,72 +96,97 @@ def test_pictures_of_different_shapes_are_refused():
         psnr_db(picture(8, 8), picture(8, 9))
     with pytest.raises(ValueError, match="one shape"):
         ssim(picture(8, 8), picture(8, 8, None))
+    with pytest.raises(ValueError, match="one shape"):
+        average_deviation(picture(8, 8), picture(9, 8))
 
 
-def test_gaussian_noise_has_its_level_and_comes_back_with_its_seed():
-    clean = picture(300, 200)
-    before = clean.copy()
-    noisy = add_gaussian(clean, 25 / 255, seed=7)
-    assert noisy.dtype == np.float32
-    assert (noisy - clean).std() * 255 == pytest.approx(25, rel=0.01)  # 180 000 draws: 0.2 % is one sigma
-    assert (noisy - clean).mean() * 255 == pytest.approx(0, abs=0.25)
-    assert np.array_equal(noisy, add_gaussian(clean, 25 / 255, seed=7))
-    assert not np.array_equal(noisy, add_gaussian(clean, 25 / 255, seed=8))
-    assert np.array_equal(clean, before)
-    assert noisy.min() < 0
+def deviation_by_the_letter(restored: np.ndarray, clean: np.ndarray) -> float:
+    """Equation (12), value by value: patches of 32x32, their deviations, the mean of those above the mean."""
+    height, width = clean.shape[:2]
+    rho = []
+    for top in range(0, height // 32 * 32, 32):
+        for left in range(0, width // 32 * 32, 32):
+            values = [
+                float(restored[y, x, c]) - float(clean[y, x, c])
+                for y in range(top, top + 32)
+                for x in range(left, left + 32)
+                for c in range(clean.shape[2])
+            ]
+            mean = sum(values) / len(values)
+            rho.append(math.sqrt(sum((value - mean) ** 2 for value in values) / len(values)))
+    selected = [value for value in rho if value > sum(rho) / len(rho)]
+    return sum(selected) / len(selected)
 
 
-def test_clipped_noise_is_what_an_upload_holds():
-    clean = picture(100, 100)
-    noisy = add_gaussian(clean, 50 / 255, seed=9)
-    upload = add_gaussian(clean, 50 / 255, seed=9, clipped=True)
-    assert upload.dtype == np.float32
-    stored = np.rint(noisy.clip(0, 1) * 255).astype(np.uint8)
-    assert np.array_equal(np.rint(upload * 255).astype(np.uint8), stored)
-    assert np.array_equal(upload, stored.astype(np.float32) / 255)
+@pytest.mark.parametrize("shape", [(64, 96, 3), (70, 130, 3), (95, 64, 1)])  # with and without a rest at the edges
+def test_average_deviation_is_equation_12(shape):
+    clean = picture(*shape)
+    restored = add_gaussian(clean, 0.05, seed=11)
+    restored[:32, 20:50] += np.float32(0.3) * picture(32, 30, shape[2], seed=12)  # what a blurred boundary leaves
+    assert average_deviation(restored, clean) == pytest.approx(deviation_by_the_letter(restored, clean), rel=1e-5)
+
+
+def test_average_deviation_sees_a_blurred_boundary_and_not_a_shift_in_brightness():
+    clean = np.zeros((64, 64, 3), np.float32)
+    clean[:, 40:] = 1  # through two of four patches
+    blurred = clean.copy()
+    blurred[:, 39], blurred[:, 40] = 0.25, 0.75
+    # In both: a column of 32 values 0.25 too high, one as much too low, mean zero; variance 2/32 of 0.25 squared.
+    assert average_deviation(blurred, clean) == pytest.approx(0.25 * math.sqrt(2 / 32))
+    assert average_deviation(clean + np.float32(0.25), clean) == pytest.approx(0, abs=1e-6)
+
+
+def test_where_all_patches_are_alike_their_mean_is_the_average_deviation():
+    clean = np.zeros((32, 64), np.float32)
+    stripes = np.tile(np.float32([0.1, -0.1]), (32, 32))
+    assert average_deviation(stripes, clean) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 40, 3), (40, 5, 3)])
+def test_a_picture_smaller_than_a_patch_has_an_average_deviation_too(shape):
+    clean = picture(*shape)
+    assert average_deviation(clean, clean) == 0
+    assert average_deviation(add_gaussian(clean, 0.3, seed=13), clean) > 0.05
+
+
+def test_integers_have_the_average_deviation_of_their_floats():
+    clean = picture(64, 96)
+    noisy = add_gaussian(clean, 0.1, seed=14, clipped=True)
+    stored = np.rint(noisy * 255).astype(np.uint8)
+    assert average_deviation(stored, clean) == pytest.approx(average_deviation(noisy, clean), rel=1e-4)
 
 
 # --- cards
 
-A_RUN = Training(
-    weights="dncnn", sha256="ab" * 32, recipe="dncnn", data="photos", minutes=9.5, steps=70, seed=1, device="cpu"
-)
 
+def test_a_card_holds_the_figures_of_its_own_weights_alone(tmp_path):
+    weights_dir, cards_dir, file = write_weights(tmp_path / "weights"), tmp_path / "cards", tmp_path / "figures.csv"
+    written = renew_card(FITVNET, weights_dir, cards_dir)
+    assert [run.weights for run in written.training] == list(FITVNET.weights)
+    own = fingerprint(run.sha256 for run in written.training)
+    add_figures([figure("fitvnet", weights=own, data="davis", noise="gaussian-25", restored_db=30.5, ad=0.02)], file)
+    add_figures([figure("fitvnet", weights=own, data="davis", noise="signal-low", restored_db=33.0)], file)
+    add_figures([figure("dncnn", weights=own, data="davis", noise="gaussian-25")], file)
+    card = card_of("fitvnet", cards_dir, file)
+    assert card.training == written.training
+    assert list(card.quality["davis"]) == ["25", "signal-low"]
+    assert card.quality["davis"]["25"]["restored"] == 30.5
+    assert "ad" not in card.quality["davis"]["signal-low"]
+    assert "davis, sigma 25: pictures 4, frames 1, noisy 20.5, restored 30.5" in card.text()
+    assert "davis, signal-low noise: " in card.text()
+    assert json.loads(json.dumps(card.as_dict()))["training"][0]["sha256"] == card.training[0].sha256
 
-def test_a_card_reads_back_as_it_was_written(tmp_path):
-    card = Card(
-        name="dncnn",
-        training=(A_RUN,),
-        limits="Gaussian noise only.",
-        quality={"cbsd68": {"25": {"noisy": 20.5, "restored": 31.2, "ssim": 0.88}}},
-    )
-    write_card(card, tmp_path)
-    assert card_of("dncnn", tmp_path) == card
-    assert "cbsd68, sigma 25: noisy 20.5, restored 31.2, ssim 0.88" in card.text()
-    assert json.loads(json.dumps(card.as_dict()))["training"][0]["sha256"] == "ab" * 32
+    retrained = weights_dir / "fitvnet.safetensors"
+    retrained.write_bytes(retrained.read_bytes()[:-1] + b"\x01")
+    renewed = renew_card(FITVNET, weights_dir, cards_dir)
+    assert renewed.training[0] == card.training[0]
+    assert renewed.training[1].sha256 != card.training[1].sha256
+    assert card_of("fitvnet", cards_dir, file).quality == {}
 
 
 def test_a_denoiser_without_a_card_is_unknown(tmp_path):
     with pytest.raises(UnknownDenoiser, match=r"no card dncnn\.json"):
         card_of("dncnn", tmp_path)
-
-
-def test_figures_are_added_to_a_card_and_dropped_with_the_weights_they_were_measured_on(tmp_path):
-    weights_dir, cards_dir = write_weights(tmp_path / "weights"), tmp_path / "cards"
-    folders = {"weights_dir": weights_dir, "cards_dir": cards_dir}
-    record_quality("fitvnet", "davis", "25", {"restored": 30.0}, **folders)
-    record_quality("fitvnet", "davis", "50", {"restored": 27.0}, **folders)
-    card = record_quality("fitvnet", "davis", "25", {"restored": 31.0}, **folders)
-    assert card.quality == {"davis": {"25": {"restored": 31.0}, "50": {"restored": 27.0}}}
-    assert [run.weights for run in card.training] == list(FITVNET.weights)
-    assert renew_card(FITVNET, weights_dir, cards_dir) == card
-
-    retrained = weights_dir / "fitvnet.safetensors"
-    retrained.write_bytes(retrained.read_bytes()[:-1] + b"\x01")
-    renewed = renew_card(FITVNET, weights_dir, cards_dir)
-    assert renewed.quality == {}
-    assert renewed.training[0] == card.training[0]
-    assert renewed.training[1].sha256 != card.training[1].sha256
 
 
 def test_a_card_tells_of_the_run_that_made_the_weights(tmp_path):
@@ -170,8 +197,15 @@ def test_a_card_tells_of_the_run_that_made_the_weights(tmp_path):
         renew_card(DNCNN, tmp_path, tmp_path / "cards")
 
 
+def test_a_denoiser_that_is_no_network_has_a_card_without_training(tmp_path):
+    card = renew_card(NLM, tmp_path, tmp_path / "cards")
+    assert card.training == ()
+    assert "A formula, not a network" in card.limits
+
+
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_shipped_denoiser_has_a_card_of_its_shipped_weights(name, tmp_path):
     card = card_of(name)
-    assert card.training == renew_card(CATALOGUE[name], cards_dir=tmp_path).training
-    assert card.quality
+    renewed = renew_card(CATALOGUE[name], cards_dir=tmp_path)
+    assert (card.training, card.limits) == (renewed.training, renewed.limits)
+    assert card.quality, "measure it: quietframe eval --write"

@@ -19,7 +19,7 @@ from models.training.noise import Gaussian
 from models.training.recipe import Phase, half_squared_error, l2_norm
 from models.training.recipes import RECIPES
 from models.training.recipes.fitvnet import joint_error
-from models.training.trainer import _Run, train
+from models.training.trainer import CleanSource, Run, train
 from models.weights import load_network
 
 SMALL = {name: replace(recipe, phases=(Phase(0.0, 32, 2),), warmup_steps=1) for name, recipe in RECIPES.items()}
@@ -61,9 +61,9 @@ def weights_dir(tmp_path) -> Path:
     return tmp_path
 
 
-def run_of(name: str, material: Material, out: Path, weights_dir: Path) -> _Run:
+def run_of(name: str, material: Material, out: Path, weights_dir: Path) -> Run:
     torch.manual_seed(SMALL[name].seed)
-    return _Run(SMALL[name], material, out, 1.0, "cpu", weights_dir)
+    return Run(SMALL[name], CleanSource(SMALL[name], material, "cpu"), out, 1.0, "cpu", weights_dir)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -127,7 +127,8 @@ def test_a_run_can_start_from_finished_weights_and_says_so(folders, tmp_path):
     earlier, out = tmp_path / "earlier.safetensors", tmp_path / "fitvnet-spatial.safetensors"
     recipe = SMALL["fitvnet-spatial"]
     train(recipe, folders, earlier, minutes=0.01)
-    run = _Run(recipe, read_material(folders, with_clips=False), out, 1.0, "cpu", tmp_path)
+    source = CleanSource(recipe, read_material(folders, with_clips=False), "cpu")
+    run = Run(recipe, source, out, 1.0, "cpu", tmp_path)
     run.start_from(earlier)
     weights = load_file(earlier)
     assert all(torch.equal(value, weights[key]) for key, value in run._state().items())

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from models.errors import QuietframeError
 
 Array = NDArray[np.float32]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "uint8"]  # the last of classical denoisers alone
 
 
 class BackendUnavailable(QuietframeError):
@@ -20,7 +20,7 @@ class Engine(Protocol):
 
     @property
     def backend(self) -> str:
-        """`openvino` or `torch`."""
+        """`openvino` or `torch`; `classical` of a denoiser that is no network."""
 
     @property
     def precision(self) -> Precision:

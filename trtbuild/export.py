@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 # From 20 on GridSample changes its mode names, which TensorRT reads as "nearest" without a word; below 18 the exporter
 # cannot go.
 OPSET = 18
-EXAMPLE_SHAPE = (2, 64, 96)  # batch, height, width: all different and none 1, so that no dimension passes for another
+# Batch, height, width: all different and none 1, so that no dimension passes for another. The sides are rounded up to
+# what the denoiser takes; they have to be what any other may be, or the exporter finds a contradiction.
+EXAMPLE_SHAPE = (2, 64, 96)
 
 
 def export_stage(spec: DenoiserSpec, stage: StageSpec, module: "nn.Module") -> bytes:
@@ -50,6 +52,7 @@ def export_stage(spec: DenoiserSpec, stage: StageSpec, module: "nn.Module") -> b
         raise NeedsExtra(f"{err.name} is not installed; it comes with: pip install 'quietframe[torch]'") from err
 
     batch, height, width = EXAMPLE_SHAPE
+    height, width = (-(-side // spec.multiple) * spec.multiple for side in (height, width))
     noisy = torch.rand(batch, stage.frames * stage.planes_in, height, width)
     sigma = torch.full((batch,), spec.trained_sigma[1])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells at length that torchvision is not there
@@ -113,7 +116,7 @@ def strayed(weights_dir: Path = WEIGHTS_DIR, graphs_dir: Path = GRAPHS_DIR) -> l
 def _exported(weights_dir: Path) -> Iterator[tuple[str, bytes]]:
     done = set()
     for spec in CATALOGUE.values():
-        if all(stage.name in done for stage in spec.stages):
+        if not spec.weights or all(stage.name in done for stage in spec.stages):
             continue
         modules = stage_modules(spec, weights_dir)
         for stage in spec.stages:

@@ -25,6 +25,7 @@ _BACKENDS = {  # the best first: `auto` takes the first that loads
     "openvino": _Backend("trtbuild.openvino_engine", ("openvino",), "pip install openvino"),
     "torch": _Backend("trtbuild.torch_engine", ("torch", "safetensors"), "pip install 'quietframe[torch]'"),
 }
+_CLASSICAL = "trtbuild.classical_engine"  # of denoisers that are no networks, whatever backend is asked for
 
 
 def backends() -> dict[str, str | None]:
@@ -50,7 +51,7 @@ def open_engine(
     Args:
         spec: the denoiser.
         stage: one of its stages.
-        backend: a name out of `backends()`, or `auto` for the best that loads.
+        backend: a name out of `backends()`, or `auto` for the best that loads; a denoiser without weights has its own.
         precision: of the inner layers; None for the fastest that holds the quality on this machine.
         threads: of the CPU; 0 for all that the process may use.
         graphs_dir: where the exported stages lie.
@@ -60,7 +61,10 @@ def open_engine(
         BackendUnavailable: no such backend, or not here, or not in this precision, or without its graph.
         UnknownDenoiser: the weights are not there.
     """
-    module = _best_module() if backend == "auto" else _module_of(backend)
+    if not spec.weights:
+        module = importlib.import_module(_CLASSICAL)
+    else:
+        module = _best_module() if backend == "auto" else _module_of(backend)
     engine = module.open_engine(
         spec, stage, precision=precision, threads=threads, graphs_dir=graphs_dir, weights_dir=weights_dir
     )

@@ -18,11 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.networks.blocks import TripletUNet, conv
+
 LEAKY_SLOPE = 0.1  # Table 6, Dec_Conv0
-
-
-def conv(inputs: int, outputs: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, groups=groups)
 
 
 class SpatialModule(nn.Module):
@@ -107,28 +105,8 @@ class SpatialModule(nn.Module):
             _bias(self.dec_conv0)[:3] = -offset
 
 
-class SpatiotemporalBlock(nn.Module):
+class SpatiotemporalBlock(TripletUNet):
     """Table 5: three frames and their noise maps in, the middle frame out. Height and width are multiples of 4."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enc_conv1a = conv(12, 90, groups=3)  # printed 3x30: thirty maps a frame
-        self.enc_conv1b = conv(90, 32)
-        self.enc_conv1c = conv(32, 64, stride=2)
-        self.enc_conv2a = conv(64, 64)
-        self.enc_conv2b = conv(64, 64)
-        self.enc_conv2c = conv(64, 128, stride=2)
-        self.enc_conv3a = conv(128, 128)
-        self.enc_conv3b = conv(128, 128)
-        self.dec_conv3a = conv(128, 128)
-        self.dec_conv3b = conv(128, 128)
-        self.dec_conv3c = conv(128, 256)
-        self.dec_conv2a = conv(64, 64)
-        self.dec_conv2b = conv(64, 64)
-        self.dec_conv2c = conv(64, 128)
-        self.dec_conv1a = conv(32, 32)
-        self.dec_conv1b = conv(32, 3)
-        self._start_as_identity()
 
     def forward(self, triplet: Tensor, _sigma: Tensor) -> Tensor:
         """Restore the middle frame.
@@ -140,30 +118,7 @@ class SpatiotemporalBlock(nn.Module):
         Returns:
             [N, 3, H, W], not clamped.
         """
-        full = F.relu(self.enc_conv1b(F.relu(self.enc_conv1a(triplet))))
-        half = F.relu(self.enc_conv1c(full))
-        half = F.relu(self.enc_conv2b(F.relu(self.enc_conv2a(half))))
-        quarter = F.relu(self.enc_conv2c(half))
-        quarter = F.relu(self.enc_conv3b(F.relu(self.enc_conv3a(quarter))))
-        quarter = F.relu(self.dec_conv3b(F.relu(self.dec_conv3a(quarter))))
-        up = F.pixel_shuffle(F.relu(self.dec_conv3c(quarter)), 2) + half
-        up = F.relu(self.dec_conv2b(F.relu(self.dec_conv2a(up))))
-        up = F.pixel_shuffle(F.relu(self.dec_conv2c(up)), 2) + full
-        correction: Tensor = self.dec_conv1b(F.relu(self.dec_conv1a(up)))
-        return correction + triplet[:, 4:7]
-
-    def _start_as_identity(self) -> None:
-        """A small correction at first, from layers that pass it all the way down and up.
-
-        PyTorch's own initial weights shrink what a layer with ReLU hands on to 0.4 of it; a dozen such layers in a
-        row, with sums for skips, would leave the deep ones out of the first thousands of steps.
-        """
-        for layer in self.children():
-            assert isinstance(layer, nn.Conv2d)
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(_bias(layer))
-        with torch.no_grad():
-            self.dec_conv1b.weight.zero_()
+        return self.correction(triplet) + triplet[:, 4:7]
 
 
 class SpatialStage(nn.Module):

@@ -109,7 +109,7 @@ class Material:
         return moved.clamp(0, 1)
 
 
-def read_material(folders: Sequence[Path], *, with_clips: bool) -> Material:
+def read_material(folders: Sequence[Path], *, with_clips: bool, smallest_px: int = SMALLEST_SIDE_PX) -> Material:
     """Read every picture under the folders; a folder of equally sized numbered frames is also a clip.
 
     Two pictures whose names differ in `_real` and `_mean` are a pair, and not among the photographs.
@@ -140,12 +140,12 @@ def read_material(folders: Sequence[Path], *, with_clips: bool) -> Material:
                     clips.append(np.stack(pictures))
                 pictures = pictures[::6]  # neighbours are alike
             for index, picture in enumerate(pictures):
-                if index % VALIDATION_EVERY == VALIDATION_EVERY // 2 and min(picture.shape[:2]) >= SMALLEST_SIDE_PX:
+                if index % VALIDATION_EVERY == VALIDATION_EVERY // 2 and min(picture.shape[:2]) >= smallest_px:
                     held_out.append(picture)
                 else:
-                    photographs += _with_reductions(picture)
+                    photographs += _with_reductions(picture, smallest_px)
     if not photographs:
-        raise FileNotFoundError(f"no picture of at least {SMALLEST_SIDE_PX} pixels a side under {folders}")
+        raise FileNotFoundError(f"no picture of at least {smallest_px} pixels a side under {folders}")
     # Too few pictures to keep any out: the run is watched by one that it learns from.
     return Material(
         tuple(photographs),
@@ -170,13 +170,13 @@ def _is_footage(paths: Sequence[Path], pictures: Sequence[np.ndarray]) -> bool:
     return numbered and len(pictures) >= LEAST_FOOTAGE and len({picture.shape for picture in pictures}) == 1
 
 
-def _with_reductions(picture: np.ndarray) -> list[np.ndarray]:
+def _with_reductions(picture: np.ndarray, smallest_px: int) -> list[np.ndarray]:
     height, width = picture.shape[:2]
     image = Image.fromarray(picture)
     copies = []
     for scale in REDUCTIONS:
         size = (round(width * scale), round(height * scale))
-        if min(size) >= SMALLEST_SIDE_PX:
+        if min(size) >= smallest_px:
             copies.append(picture if scale == 1 else np.asarray(image.resize(size, Image.Resampling.LANCZOS)))
     return copies
 

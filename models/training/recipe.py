@@ -47,6 +47,9 @@ class Recipe:
     seed: int = 2026
     starts_from: dict[str, str] = field(default_factory=dict)  # part of the network -> finished weights it starts from
     frozen: tuple[str, ...] = ()  # parts that stay as they start; they have a weights file of their own
+    # How finished weights are adapted to noisy footage that has no clean frames, see `unsupervised.py`: its `noise` is
+    # that of the footage, and its objective is given recorrupted frames for clean ones. None where nobody has tried.
+    unsupervised: "Recipe | None" = None
     source: str = ""
 
 

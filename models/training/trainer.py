@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,13 +19,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.training.material import Material, read_material
+from models.catalogue import DenoiserSpec
+from models.networks import WIRINGS
+from models.training.material import SMALLEST_SIDE_PX, Material, read_material
 from models.training.recipe import Phase, Recipe, middle_of
 from models.weights import build_wired
 
 CHECKPOINT_EVERY_S = 120
 REPORT_EVERY_S = 30
-WATCHED_SIZE_PX = 144
+WATCHED_SIZE_PX = 128  # or as large as the run's own crops
 WATCHED_CLIP_SIZE_PX = 96
 WATCHED_PAIRS = "pairs"  # how held-out real pairs are called where other noise has its level
 
@@ -38,6 +41,20 @@ class Report:
     learning_rate: float
     loss: float
     psnr_db: dict[str, float] | None = None  # of held-out pictures, by watched noise, when just measured
+
+
+class Source(Protocol):
+    """What a run learns from, and what it is watched by."""
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The names of what `watch` tells."""
+
+    def draw(self, rng: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy frames [N, T, 3, H, W], what a denoiser is told of their noise [N], and what should come of them."""
+
+    def watch(self, restore: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
+        """PSNR on what is kept out of training, given what restores noisy frames of a sigma."""
 
 
 def train(
@@ -75,10 +92,11 @@ def train(
     """
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
-    material = read_material(folders, with_clips=recipe.frames > 1)
+    largest_px = max(phase.size_px for phase in recipe.phases)
+    material = read_material(folders, with_clips=recipe.frames > 1, smallest_px=max(SMALLEST_SIDE_PX, largest_px))
     if recipe.pair_share and not material.pairs:
         raise FileNotFoundError(f"recipe {recipe.name} wants photographs taken noisy and clean, *_real and *_mean")
-    run = _Run(recipe, material, out, minutes, device, weights_dir or out.parent)
+    run = Run(recipe, CleanSource(recipe, material, device), out, minutes, device, weights_dir or out.parent)
     if start_from:
         run.start_from(start_from)
     if resume:
@@ -88,11 +106,53 @@ def train(
     run.finish(folders)
 
 
-class _Run:
+class CleanSource:
+    """Clean pictures and footage that the recipe's noise is added to, and pairs that were taken."""
+
+    def __init__(self, recipe: Recipe, material: Material, device: str) -> None:
+        self._recipe, self._material, self._device = recipe, material, device
+        self.watched = (*recipe.watched, *([WATCHED_PAIRS] if recipe.pair_share else []))
+
+    def draw(self, rng: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy frames, what a denoiser is told of their noise, and the clean frames."""
+        recipe, material = self._recipe, self._material
+        of_pairs = round(recipe.pair_share * phase.batch)
+        if recipe.frames == 1:
+            clean = material.crops(rng, phase.batch - of_pairs, phase.size_px)
+        else:
+            clean = material.clip_crops(rng, phase.batch, recipe.frames, phase.size_px, recipe.footage_share)
+        clean = clean.to(self._device)
+        noisy, sigma = recipe.noise(clean, int(rng.integers(2**62)))
+        if of_pairs:
+            taken_noisy, taken_clean = material.pair_crops(rng, of_pairs, phase.size_px)
+            noisy = torch.cat([noisy, taken_noisy.to(self._device)])
+            clean = torch.cat([clean, taken_clean.to(self._device)])
+            sigma = torch.cat([sigma, sigma.new_zeros(of_pairs)])  # nobody knows: such recipes make blind networks
+        return noisy, sigma, clean
+
+    def watch(self, restore: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
+        """On photographs kept out of training; clips are made up over them."""
+        recipe, rng = self._recipe, np.random.default_rng(self._recipe.seed)
+        held = Material(self._material.held_out, (), (), pairs=self._material.held_out_pairs)
+        size_px = max(WATCHED_SIZE_PX, recipe.phases[-1].size_px)
+        if recipe.frames == 1:
+            clean = torch.cat([held.crops(rng, 1, size_px) for _ in range(16)])
+        else:
+            clean = held.clip_crops(rng, 8, recipe.frames, WATCHED_CLIP_SIZE_PX, 0.0)
+        examples = {name: (*noise(clean, seed), clean) for seed, (name, noise) in enumerate(recipe.watched.items())}
+        if recipe.pair_share and held.pairs:
+            taken_noisy, taken_clean = held.pair_crops(rng, 16, size_px)
+            examples[WATCHED_PAIRS] = (taken_noisy, taken_noisy.new_zeros(16), taken_clean)
+        return {name: _psnr_db(restore(noisy, sigma), clean) for name, (noisy, sigma, clean) in examples.items()}
+
+
+class Run:
+    """A recipe at work: its network, its optimizer and its files."""
+
     def __init__(
-        self, recipe: Recipe, material: Material, out: Path, minutes: float, device: str, weights_dir: Path
+        self, recipe: Recipe, source: Source, out: Path, minutes: float, device: str, weights_dir: Path
     ) -> None:
-        self._recipe, self._material, self._out, self._device = recipe, material, out, device
+        self._recipe, self._source, self._out, self._device = recipe, source, out, device
         self._minutes = minutes
         self._network = build_wired(recipe.network).to(device)
         self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -126,14 +186,14 @@ class _Run:
             if now - saved > CHECKPOINT_EVERY_S:
                 saved = now
                 self._save_checkpoint()
-                yield self._report(losses, self._watch())
+                yield self._report(losses, self.watch())
                 losses = []
             elif now - reported > REPORT_EVERY_S:
                 reported = now
                 yield self._report(losses, None)
                 losses = []
         self._save_checkpoint()
-        yield self._report(losses, self._watch())
+        yield self._report(losses, self.watch())
 
     def finish(self, folders: Sequence[Path]) -> None:
         facts = {
@@ -151,6 +211,14 @@ class _Run:
 
     def start_from(self, path: Path) -> None:
         self._load_part(self._network, path)
+        self._average = self._copy_of_state()
+
+    def start_from_denoiser(self, spec: DenoiserSpec, weights_dir: Path) -> None:
+        """Begin with a denoiser's finished weights, all parts of them."""
+        parts = WIRINGS[self._recipe.network].parts
+        for name in spec.weights:
+            part = self._network.get_submodule(parts[name]) if name in parts else self._network
+            self._load_part(part, weights_dir / f"{name}.safetensors")
         self._average = self._copy_of_state()
 
     def resume(self) -> None:
@@ -179,7 +247,8 @@ class _Run:
         rng = np.random.default_rng([recipe.seed, self._step])
         progress = min(1.0, self._seconds / (self._minutes * 60))
         phase = [phase for phase in recipe.phases if phase.start <= progress][-1]
-        noisy, sigma, clean = self._draw(rng, phase)
+        noisy, sigma, clean = self._source.draw(rng, phase)
+        torch.manual_seed(int(rng.integers(2**62)))  # an objective may draw too
         rate = recipe.learning_rate * min(1.0, (self._step + 1) / recipe.warmup_steps)
         rate *= 0.5 * (1 + math.cos(math.pi * progress)) * 0.998 + 0.002
         for group in self._optimizer.param_groups:
@@ -202,63 +271,37 @@ class _Run:
         self._rate = rate
         return float(loss.detach())
 
-    def _draw(self, rng: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy frames, what a denoiser is told of their noise, and the clean frames."""
-        recipe, material = self._recipe, self._material
-        of_pairs = round(recipe.pair_share * phase.batch)
-        if recipe.frames == 1:
-            clean = material.crops(rng, phase.batch - of_pairs, phase.size_px)
-        else:
-            clean = material.clip_crops(rng, phase.batch, recipe.frames, phase.size_px, recipe.footage_share)
-        clean = clean.to(self._device)
-        noisy, sigma = recipe.noise(clean, int(rng.integers(2**62)))
-        if of_pairs:
-            taken_noisy, taken_clean = material.pair_crops(rng, of_pairs, phase.size_px)
-            noisy = torch.cat([noisy, taken_noisy.to(self._device)])
-            clean = torch.cat([clean, taken_clean.to(self._device)])
-            sigma = torch.cat([sigma, sigma.new_zeros(of_pairs)])  # nobody knows: such recipes make blind networks
-        return noisy, sigma, clean
-
-    def _watch(self) -> dict[str, float]:
-        """PSNR of the averaged weights on photographs kept out of training; clips are made up over them."""
-        recipe, rng = self._recipe, np.random.default_rng(self._recipe.seed)
-        held = Material(self._material.held_out, (), (), pairs=self._material.held_out_pairs)
-        if recipe.frames == 1:
-            clean = torch.cat([held.crops(rng, 1, WATCHED_SIZE_PX) for _ in range(16)])
-        else:
-            clean = held.clip_crops(rng, 8, recipe.frames, WATCHED_CLIP_SIZE_PX, 0.0)
-        examples = {name: (*noise(clean, seed), clean) for seed, (name, noise) in enumerate(recipe.watched.items())}
-        if recipe.pair_share and held.pairs:
-            taken_noisy, taken_clean = held.pair_crops(rng, 16, WATCHED_SIZE_PX)
-            examples[WATCHED_PAIRS] = (taken_noisy, taken_noisy.new_zeros(16), taken_clean)
+    def watch(self) -> dict[str, float]:
+        """What the source tells of the averaged weights."""
         trained = self._copy_of_state()
         self._load(self._average)
         self._network.eval()
         with torch.no_grad():
-            psnrs = {name: self._psnr_db(*example) for name, example in examples.items()}
+            psnrs = self._source.watch(self._restore)
         self._load(trained)
         self._network.train()
         return psnrs
 
-    def _psnr_db(self, noisy: Tensor, sigma: Tensor, clean: Tensor) -> float:
+    def _restore(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """One example after the other, for memory; the middle frames, on the CPU, clipped."""
         restore, device = self._recipe.restore, self._device
         one_by_one = zip(noisy[:, None], sigma[:, None], strict=True)
-        restored = torch.cat([restore(self._network, one.to(device), level.to(device)) for one, level in one_by_one])
-        error = (restored.cpu().clamp(0, 1) - middle_of(clean, restored.shape[1])).square()
-        return float(-10 * error.mean((-3, -2, -1)).log10().mean())
+        restored = [restore(self._network, one.to(device), level.to(device)) for one, level in one_by_one]
+        return torch.cat(restored).float().cpu().clamp(0, 1)
 
     def _report(self, losses: list[float], psnr_db: dict[str, float] | None) -> Report:
         loss = sum(losses) / len(losses) if losses else math.nan
         report = Report(self._step, self._seconds / 60, self._rate, loss, psnr_db)
         path = self._out.with_suffix(".csv")
-        names = [*self._recipe.watched, *([WATCHED_PAIRS] if self._recipe.pair_share else [])]
         new = self._is_new_log or not path.exists()
         self._is_new_log = False
         with path.open("w" if new else "a", newline="") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(["step", "minutes", "learning_rate", "loss", *(f"psnr_{name}" for name in names)])
-            watched = [f"{psnr_db[name]:.3f}" for name in names] if psnr_db else []
+                writer.writerow(
+                    ["step", "minutes", "learning_rate", "loss", *(f"psnr_{name}" for name in self._source.watched)]
+                )
+            watched = [f"{psnr_db[name]:.3f}" for name in self._source.watched] if psnr_db else []
             writer.writerow(
                 [report.step, f"{report.minutes:.2f}", f"{report.learning_rate:.2e}", f"{loss:.5f}", *watched]
             )
@@ -303,6 +346,11 @@ class _Run:
 
     def _checkpoint_path(self) -> Path:
         return self._out.with_suffix(".checkpoint.safetensors")
+
+
+def _psnr_db(restored: Tensor, clean: Tensor) -> float:
+    error = (restored - middle_of(clean, restored.shape[1])).square()
+    return float(-10 * error.mean((-3, -2, -1)).log10().mean())
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """A denoiser that is loaded and takes pictures of any size: pads, cuts into tiles, runs its stages, joins."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.catalogue import DenoiserSpec, StageSpec
+from models.noise_level import estimate_sigma
 from service.pipeline.cascade import restore_stream
 from service.pipeline.tiles import plan_tiles, read_padded
 from service.pipeline.turns import Turns, Urgency
@@ -70,7 +72,7 @@ class Denoiser:
         Args:
             pixels: [H, W, 3] RGB, uint8 or uint16 over its full range.
             strength: share of the found noise that is taken out; 0 gives the input back exactly.
-            sigma: noise level on the [0, 1] scale, for denoisers that must be told.
+            sigma: noise level on the [0, 1] scale, for denoisers that must be told; None estimates it from the picture.
             urgency: when several jobs want the engine.
             tally: is added to.
             on_tile: told after each tile; what it raises stops the work.
@@ -79,6 +81,8 @@ class Denoiser:
             Like `pixels`, clipped and rounded.
         """
         (stage,) = self.spec.stages
+        if sigma is None and self.spec.sigma is not None:
+            sigma = estimate_sigma(pixels.transpose(2, 0, 1))
         tally = tally if tally is not None else Tally()
         restored = np.empty_like(pixels)
         scale = np.float32(np.iinfo(pixels.dtype).max)
@@ -108,7 +112,7 @@ class Denoiser:
 
         Args:
             frames: [3, H, W] float32 in [0, 1], oldest first.
-            sigma: noise level on the [0, 1] scale, for denoisers that must be told.
+            sigma: noise level on the [0, 1] scale, for denoisers that must be told; None estimates it frame by frame.
             urgency: when several jobs want the engine.
             tally: its time in the engine is added to.
             goes_on_before: the first `spec.frames // 2` frames are there as neighbours only, and have no result.
@@ -119,9 +123,11 @@ class Denoiser:
         """
         tally = tally if tally is not None else Tally()
         engines = dict(zip(self.spec.stages, self.engines, strict=True))
+        estimates = _Estimates(self.spec) if sigma is None and self.spec.sigma is not None else None
 
         def run(stage: StageSpec, planes: Array) -> Array:
-            return self._run_tiled(engines[stage], stage, planes, sigma, urgency, tally)
+            level = estimates.level_for(stage, planes) if estimates else sigma
+            return self._run_tiled(engines[stage], stage, planes, level, urgency, tally)
 
         for planes in restore_stream(
             self.spec.stages, run, frames, goes_on_before=goes_on_before, goes_on_after=goes_on_after
@@ -152,6 +158,33 @@ class Denoiser:
             restored: Array = engine.denoise(planes[None], np.array([sigma or 0.0], np.float32))[0]
             tally.infer_s += time.monotonic() - started
         return restored
+
+
+class _Estimates:
+    """The noise level of the frame in the middle of each window, through all stages of a cascade.
+
+    Levels go with their frames, whatever part of a clip these are in: its parts are restored as the whole is.
+    """
+
+    def __init__(self, spec: DenoiserSpec) -> None:
+        # Before a window longer than one the clip is mirrored; estimates are made behind that, from the first stage on.
+        assert spec.stages[0].frames > 1 or all(stage.frames == 1 for stage in spec.stages), spec.name
+        self._stages = spec.stages
+        self._channels = spec.channels
+        # Of what each stage gave and the next one still reads, oldest first.
+        self._levels: list[deque[float]] = [deque() for _ in spec.stages[1:]]
+
+    def level_for(self, stage: StageSpec, planes: Array) -> float:
+        """[T*C, H, W] noisy for the first stage; a later one has the level of the result in its middle."""
+        index, middle = self._stages.index(stage), stage.frames // 2
+        if index == 0:
+            level = estimate_sigma(planes[middle * self._channels : (middle + 1) * self._channels])
+        else:
+            level = self._levels[index - 1][middle]
+            self._levels[index - 1].popleft()
+        if index < len(self._levels):
+            self._levels[index].append(level)
+        return level
 
 
 def to_planes(pixels: Pixels) -> Array:

@@ -4,7 +4,9 @@ from threading import Lock
 
 import numpy as np
 
-from models.catalogue import CATALOGUE, DenoiserSpec, StageSpec
+from models.catalogue import CATALOGUE, DESCRIBED, DenoiserSpec, StageSpec
+from models.errors import UnknownDenoiser
+from models.own import Library
 from service.pipeline.denoiser import Denoiser
 from service.pipeline.turns import Turns
 from service.settings import Settings
@@ -19,34 +21,56 @@ class Shelf:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.library = Library(settings.own_models_dir)
         self._turns = Turns()
         self._lock = Lock()
         self._engines: dict[StageSpec, Engine] = {}
         self._denoisers: dict[str, Denoiser] = {}
 
     def denoiser(self, name: str) -> Denoiser:
-        """The catalogue entry of this name, loaded.
+        """The denoiser of this name, loaded; one that is not served too, if its weights are there.
+
+        An adapted one that has been replaced since is loaded anew.
 
         Raises:
             NeedsExtra, BackendUnavailable: this machine cannot run it; the message says what would help.
+            UnknownDenoiser: there is none of this name, or it is damaged.
         """
         with self._lock:
-            if name not in self._denoisers:
-                self._denoisers[name] = self._load(CATALOGUE[name])
+            spec = DESCRIBED.get(name) or self._own(name)
+            loaded = self._denoisers.get(name)
+            if loaded is None or loaded.spec != spec:
+                self._denoisers[name] = self._load(spec)
+                for stage in loaded.spec.stages if loaded else ():
+                    del self._engines[stage]
             return self._denoisers[name]
 
     def warm_up(self) -> dict[str, Denoiser]:
-        """Load all that is known here and run each engine once, so that the first job is as fast as the next."""
+        """Load the whole catalogue and run each engine once, so that the first job is as fast as the next."""
         for name in CATALOGUE:
             for stage, engine in zip(CATALOGUE[name].stages, self.denoiser(name).engines, strict=True):
                 planes = np.zeros((1, stage.frames * stage.planes_in, WARM_UP_PX, WARM_UP_PX), np.float32)
                 engine.denoise(planes, np.zeros(1, np.float32))
         return dict(self._denoisers)
 
+    def _own(self, name: str) -> DenoiserSpec:
+        own = self.library.own(name)
+        if own is None:
+            raise UnknownDenoiser(f"model is {name!r}; there is none of this name in {self.library.folder}")
+        spec = own.spec_in(self.library.folder)
+        if name not in self._denoisers or self._denoisers[name].spec != spec:
+            self.library.check_files(own)
+        return spec
+
     def _load(self, spec: DenoiserSpec) -> Denoiser:
         for stage in spec.stages:
             if stage not in self._engines:
                 self._engines[stage] = open_engine(
-                    spec, stage, backend=self._settings.backend, threads=self._settings.threads
+                    spec,
+                    stage,
+                    backend=self._settings.backend,
+                    threads=self._settings.threads,
+                    graphs_dir=spec.home,
+                    weights_dir=spec.home,
                 )
         return Denoiser(spec, [self._engines[stage] for stage in spec.stages], self._settings.tile_px, self._turns)

@@ -1,6 +1,10 @@
 """What each network is taught, on what, and how: recipes as data, a file a paper."""
 
 from models.training.recipe import Recipe
-from models.training.recipes import dncnn, fitvnet
+from models.training.recipes import deform, dncnn, drnn, dsc, fastdvdnet, fitvnet, kpn, real, toflow
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for family in (fitvnet, dncnn) for recipe in family.RECIPES}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for family in (fitvnet, dncnn, drnn, dsc, fastdvdnet, toflow, real, deform, kpn)
+    for recipe in family.RECIPES
+}

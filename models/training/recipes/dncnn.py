@@ -1,5 +1,7 @@
 """How DnCNN is taught: Zhang et al. 2017, section III and equation (1)."""
 
+from dataclasses import replace
+
 from models.training.recipe import Phase, Recipe, half_squared_error, restore_image, supervised
 
 DNCNN = Recipe(
@@ -11,4 +13,6 @@ DNCNN = Recipe(
     source="DnCNN equation (1)",
 )
 
-RECIPES = (DNCNN,)
+DNCNN_KNOWN = replace(DNCNN, name="dncnn.known", network="dncnn.known")
+
+RECIPES = (DNCNN, DNCNN_KNOWN)

@@ -1,4 +1,9 @@
-"""How FITVNet is taught: Wang, Zhou, Cheng 2020, equations (7), (9) and (10)."""
+"""How FITVNet is taught: Wang, Zhou, Cheng 2020, equations (7) to (11).
+
+The shipped weights come of `fitvnet-spatial` and, behind it, `fitvnet`. The paper's own variants (section 3.2, Table 4)
+are trained end to end from fresh weights, as section 4.1 has it, and differ in their objective alone: `fitvnet-base`,
+`fitvnet-jsn`, `fitvnet-jsc`, `fitvnet-unsupervised`; `fitvnet-mixed` is jsc on the noise of Table 1.
+"""
 
 from dataclasses import replace
 
@@ -6,7 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from models.networks.fitvnet import FITVNet
-from models.training.recipe import Phase, Recipe, l2_norm, middle_of, restore_image, supervised
+from models.training.noise import Gaussian, Mixed, per_example
+from models.training.recipe import (
+    GAUSSIAN_LEVELS,
+    Phase,
+    Recipe,
+    l2_norm,
+    middle_of,
+    restore_image,
+    supervised,
+)
+
+EPOCHS = 40  # section 4.1; they are spread over the run
+ENLARGED_ALPHA = 10.0
+VIMEO_MIXED = Mixed(Gaussian((25.5 / 255, 25.5 / 255)), (0.1, 0.1))  # section 4.1
 
 
 def restore_clip(network: nn.Module, noisy: Tensor, sigma: Tensor) -> Tensor:
@@ -19,18 +37,65 @@ def joint_error(network: nn.Module, noisy: Tensor, sigma: Tensor, clean: Tensor,
 
     Alpha is 1; the paper's 40 epochs are spread over the run.
     """
-    epochs = 1 + 40 * progress
+    epochs = 1 + EPOCHS * progress
     frames, restored = _cascade(network, noisy, sigma)
     return l2_norm(frames, clean) / epochs + l2_norm(restored, middle_of(clean, restored.shape[1]))
 
 
-def _cascade(network: nn.Module, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, T, 3, H, W] noisy to what the spatial module makes of T frames, and the blocks of the middle T - 4."""
+def joint_error_noisy(network: nn.Module, noisy: Tensor, sigma: Tensor, clean: Tensor, progress: float) -> Tensor:
+    """Equation (10) with (8) for (7), jsn: the spatial module against frames with other noise of the same level."""
+    frames, restored = _cascade(network, noisy, sigma)
+    share = 1 / (1 + EPOCHS * progress)
+    return share * l2_norm(frames, _noisy_again(clean, sigma)) + l2_norm(restored, middle_of(clean, restored.shape[1]))
+
+
+def unsupervised_error(network: nn.Module, noisy: Tensor, sigma: Tensor, clean: Tensor, progress: float) -> Tensor:
+    """Equations (8), (10) and (11) where clean frames are there to make noisy targets of, and for nothing else."""
+    return adapting_error(network, noisy, sigma, _noisy_again(clean, sigma), progress)
+
+
+def adapting_error(network: nn.Module, noisy: Tensor, sigma: Tensor, target: Tensor, progress: float) -> Tensor:
+    """Equations (8) and (11), joined by (10): the spatial module against noisy targets, the blocks against what the
+    spatial module makes of the middle frame.
+
+    That frame is among what the blocks read, so nothing is better than to hand it on. Let through to the spatial
+    module, their error teaches it to blur, for blurred frames are the easiest to hand on: it is held back.
+    """
+    frames, restored = _cascade(network, noisy, sigma, apart=True)
+    learned = middle_of(frames.detach().float(), restored.shape[1])
+    return _enlarged_share(progress) * l2_norm(frames, target) + l2_norm(restored, learned)
+
+
+def adapting_error_noisy(network: nn.Module, noisy: Tensor, sigma: Tensor, target: Tensor, progress: float) -> Tensor:
+    """As `adapting_error`, but the blocks against noisy targets too."""
+    frames, restored = _cascade(network, noisy, sigma)
+    spatial = _enlarged_share(progress) * l2_norm(frames, target)
+    return spatial + l2_norm(restored, middle_of(target, restored.shape[1]))
+
+
+def _enlarged_share(progress: float) -> float:
+    """Alpha / e of equation (10). Section 3.4 enlarges alpha and does not say how far."""
+    return ENLARGED_ALPHA / (1 + EPOCHS * progress)
+
+
+def _noisy_again(clean: Tensor, sigma: Tensor) -> Tensor:
+    """Targets of equation (8): noise of the same level, drawn anew. Neither clipped nor rounded, or its mean would not
+    be the clean frame, and that is all that the equation rests on."""
+    return clean + per_example(sigma) * torch.randn_like(clean)
+
+
+def _cascade(network: nn.Module, noisy: Tensor, sigma: Tensor, *, apart: bool = False) -> tuple[Tensor, Tensor]:
+    """[N, T, 3, H, W] noisy to what the spatial module makes of T frames, and the blocks of the middle T - 4.
+
+    Where they are taught apart, what the blocks are told does not reach the spatial module.
+    """
     assert isinstance(network, FITVNet)
     spatial, first, second = network.stages()
     count, length = noisy.shape[:2]
     frames: Tensor = spatial(noisy.flatten(0, 1), sigma).unflatten(0, (count, length))
     spatial_only = frames[:, :, :3]
+    if apart:
+        frames = frames.detach()
     for stage in (first, second):
         triplets = torch.stack([frames[:, t : t + 3].flatten(1, 2) for t in range(frames.shape[1] - 2)], 1)
         frames = stage(triplets.flatten(0, 1), sigma).unflatten(0, (count, triplets.shape[1]))
@@ -46,6 +111,27 @@ FITVNET_SPATIAL = Recipe(
     source="FITVNet equation (7), clean targets (jsc)",
 )
 
+ADAPTED = Recipe(
+    name="fitvnet-adapted",
+    network="fitvnet",
+    restore=restore_clip,
+    objective=adapting_error_noisy,
+    phases=(Phase(0.0, 64, 3),),
+    frames=7,
+    learning_rate=2e-4,
+    warmup_steps=20,
+    gradient_clip=0.1,
+    ema_decay=0.99,
+    source="FITVNet equations (8) and (10) on recorrupted frames; (9) on them too",
+)
+
+ADAPTED_AS_PAPER = replace(
+    ADAPTED,
+    name="fitvnet-adapted-11",
+    objective=adapting_error,
+    source="FITVNet equations (8), (10) and (11) on recorrupted frames",
+)
+
 FITVNET = Recipe(
     name="fitvnet",
     network="fitvnet",
@@ -59,6 +145,7 @@ FITVNET = Recipe(
     gradient_clip=0.05,  # norms are 0.01 to 0.04; a spike is what kills
     starts_from={"spatial": "fitvnet-spatial"},
     frozen=("spatial",),  # so that image and video denoiser share it
+    unsupervised=ADAPTED,
     source="FITVNet equation (9), after equation (7)",
 )
 
@@ -69,7 +156,55 @@ FITVNET_JOINT = replace(  # gives one file, the spatial module in it
     phases=(Phase(0.0, 96, 3), Phase(0.6, 128, 2)),
     gradient_clip=0.1,
     frozen=(),
+    unsupervised=None,
     source="FITVNet equation (10), clean targets (jsc)",
 )
 
-RECIPES = (FITVNET_SPATIAL, FITVNET, FITVNET_JOINT)
+FITVNET_JSC = replace(
+    FITVNET,
+    name="fitvnet-jsc",
+    objective=joint_error,
+    phases=(Phase(0.0, 64, 4), Phase(0.6, 96, 2)),
+    gradient_clip=0.1,
+    starts_from={},
+    frozen=(),
+    unsupervised=None,
+    source="FITVNet equations (7), (9) and (10): jsc",
+)
+FITVNET_JSN = replace(
+    FITVNET_JSC,
+    name="fitvnet-jsn",
+    objective=joint_error_noisy,
+    source="FITVNet equations (8), (9) and (10): jsn",
+)
+FITVNET_MIXED = replace(
+    FITVNET_JSC,
+    name="fitvnet-mixed",
+    noise=VIMEO_MIXED,
+    watched={"mixed": VIMEO_MIXED, "25": GAUSSIAN_LEVELS["25"]},
+    source="FITVNet equations (7), (9) and (10): jsc, on Vimeo-Mixed noise",
+)
+FITVNET_BASE = replace(
+    FITVNET_JSC,
+    name="fitvnet-base",
+    objective=supervised(restore_clip, l2_norm),
+    source="FITVNet equation (9): base",
+)
+FITVNET_UNSUPERVISED = replace(
+    FITVNET_JSC,
+    name="fitvnet-unsupervised",
+    objective=unsupervised_error,
+    unsupervised=ADAPTED_AS_PAPER,
+    source="FITVNet equations (8), (10) and (11): unsupervised",
+)
+
+RECIPES = (
+    FITVNET_SPATIAL,
+    FITVNET,
+    FITVNET_JOINT,
+    FITVNET_JSC,
+    FITVNET_JSN,
+    FITVNET_BASE,
+    FITVNET_MIXED,
+    FITVNET_UNSUPERVISED,
+)

@@ -1,5 +1,6 @@
 """Which denoisers there are, how good each is, and what runs it at this moment."""
 
+import asyncio
 from functools import cache
 from typing import Annotated
 
@@ -7,10 +8,10 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from models import catalogue
 from models.cards import card_of
 from models.catalogue import AUTO, CATALOGUE, DenoiserSpec, Kind
 from models.errors import UnknownDenoiser
+from models.own import Library
 from service.api import openapi, problems
 from service.api.services import Services, UseServices
 from service.broker.card import WorkerCard
@@ -46,7 +47,8 @@ class MeasuredCard(BaseModel):
 
     training: list[TrainingRun] = Field(description="A run for each weights file.")
     quality: dict[str, dict[str, dict[str, float]]] = Field(
-        description="Test set, then noise level (8-bit scale, or `real`), then figure: PSNR in dB, SSIM, pictures."
+        description="Test set, then noise (level on the 8-bit scale, `real`, or the name of another), then figure: "
+        "PSNR in dB, SSIM, Average Deviation, pictures, milliseconds per megapixel."
     )
     limits: str = Field(description="What it does not do.")
 
@@ -58,6 +60,10 @@ class ModelDocument(BaseModel):
     kind: Kind = Field(description="A model for images does videos too, frame by frame; one for videos does no images.")
     title: str = Field(description="What it is.")
     source: str = Field(description="The paper it comes from.")
+    adapted_from: str | None = Field(
+        description="The model that it was adapted from, to footage of your own; null of those that come with the "
+        "service. A worker loads an adapted model with its first job."
+    )
     auto_for: list[Kind] = Field(description="For which inputs `auto` takes it.")
     blind: bool = Field(description="Whether it needs no noise level.")
     trained_sigma: tuple[float, float] = Field(description="Noise levels it was trained on, 8-bit scale.")
@@ -69,7 +75,7 @@ class ModelDocument(BaseModel):
 
 
 class ModelList(BaseModel):
-    models: list[ModelDocument] = Field(description="The catalogue.")
+    models: list[ModelDocument] = Field(description="The catalogue, then the models adapted to your own footage.")
 
 
 @router.get(
@@ -80,7 +86,7 @@ class ModelList(BaseModel):
 )
 async def list_models(services: UseServices) -> ModelList:
     workers = await _workers(services)
-    return ModelList(models=[_document_of(spec, workers) for spec in CATALOGUE.values()])
+    return ModelList(models=await asyncio.to_thread(_documents, services.intake.library, workers))
 
 
 @router.get(
@@ -95,12 +101,13 @@ async def get_model(
     name: Annotated[str, Path(description="The model's name.", examples=["dncnn"])],
     services: UseServices,
 ) -> ModelDocument | Response:
+    library = services.intake.library
+    workers = await _workers(services)
     try:
-        spec = catalogue.find(name)
+        return await asyncio.to_thread(lambda: _document_of(library.find(name), library, workers))
     except UnknownDenoiser as err:
         # 422 where it stands in a form; as a path it is a thing that does not exist.
         return problems.respond({**problem_of(err), "status": 404}, request.url.path)
-    return _document_of(spec, await _workers(services))
 
 
 async def _workers(services: Services) -> list[WorkerCard] | None:
@@ -110,20 +117,25 @@ async def _workers(services: Services) -> list[WorkerCard] | None:
         return None
 
 
-def _document_of(spec: DenoiserSpec, workers: list[WorkerCard] | None) -> ModelDocument:
+def _documents(library: Library, workers: list[WorkerCard] | None) -> list[ModelDocument]:
+    return [_document_of(spec, library, workers) for spec in library.specs()]
+
+
+def _document_of(spec: DenoiserSpec, library: Library, workers: list[WorkerCard] | None) -> ModelDocument:
     low, high = spec.trained_sigma
     return ModelDocument(
         name=spec.name,
         kind=spec.kind,
         title=spec.title,
         source=spec.source,
+        adapted_from=spec.adapted_from,
         auto_for=[kind for kind, name in AUTO.items() if name == spec.name],
         blind=spec.sigma is None,
         trained_sigma=(round(low * 255, 3), round(high * 255, 3)),
         frames=spec.frames,
         parameters=spec.parameters,
         macs_per_pixel=spec.macs_per_pixel,
-        card=_card_of(spec.name),
+        card=_card_of(spec.name) if spec.name in CATALOGUE else _own_card_of(spec.name, library),
         ready=None if workers is None else _ready_on(spec.name, workers),
     )
 
@@ -135,6 +147,14 @@ def _card_of(name: str) -> MeasuredCard | None:
         return MeasuredCard.model_validate(card_of(name).as_dict())
     except UnknownDenoiser:
         return None
+
+
+def _own_card_of(name: str, library: Library) -> MeasuredCard | None:
+    try:
+        own = library.own(name)
+    except UnknownDenoiser:  # it was damaged in this moment
+        return None
+    return MeasuredCard.model_validate(own.card().as_dict()) if own else None
 
 
 def _ready_on(name: str, workers: list[WorkerCard]) -> list[ReadyOn]:

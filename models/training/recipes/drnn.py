@@ -1,0 +1,47 @@
+"""How the deep recurrent network is taught: Chen, Song, Yang 2016, on Gaussian and on Poisson-Gaussian noise.
+
+Kept: cubes of patches from an empty state, all of whose frames count, and normalisation. The paper's stochastic descent
+took ten days (rate 0.03 to 0.0001, momentum 0.9 to 0.999); the trainer's own gets somewhere in minutes. Its loss is not
+told; this is the mean square of normalised pixels. The memory is followed over seven frames.
+"""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from models.networks import drnn
+from models.training.noise import PoissonGaussian
+from models.training.recipe import Phase, Recipe, restore_window
+
+
+def cube_error(network: nn.Module, noisy: Tensor, _sigma: Tensor, clean: Tensor, _progress: float) -> Tensor:
+    """Mean square over the patches of all frames, as they come out of the network."""
+    assert isinstance(network, drnn.DRNN)
+    return (network.cubes(noisy).float() - drnn.patches_of(clean)).square().mean()
+
+
+DRNN = Recipe(
+    name="drnn",
+    network="drnn",
+    restore=restore_window,
+    objective=cube_error,
+    phases=(Phase(0.0, 63, 12),),
+    frames=drnn.WINDOW,
+    footage_share=0.4,
+    source="Deep RNNs for video denoising",
+)
+
+_LOW_LIGHT = PoissonGaussian(photons=(20.0, 1000.0), sigma=(0.0, 25 / 255))
+
+DRNN_POISSON = replace(
+    DRNN,
+    name="drnn.poisson",
+    network="drnn.poisson",
+    noise=_LOW_LIGHT,
+    watched={
+        f"{photons:g} photons": PoissonGaussian((photons, photons), (10 / 255, 10 / 255))
+        for photons in (30.0, 100.0, 500.0)
+    },
+)
+
+RECIPES = (DRNN, DRNN_POISSON)

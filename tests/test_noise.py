@@ -1,0 +1,167 @@
+"""Is the noise that denoisers are measured by what its formula says, and is its level found again?"""
+
+import math
+
+import numpy as np
+import pytest
+
+from models.noise import (
+    NOISES,
+    Gaussian,
+    Mixed,
+    PartialPatch,
+    PoissonGaussian,
+    SignalDependent,
+    add_gaussian,
+    gaussian_level,
+    noise_named,
+    recorded,
+)
+from models.noise_level import estimate_sigma
+
+NAMES = ["gaussian-25", *NOISES]
+
+
+def waves(height: int, width: int, seed: int = 1) -> np.ndarray:
+    """[3, height, width] smooth waves, float32 in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    down, across = np.mgrid[0:height, 0:width] / 17
+    planes = [0.5 + 0.4 * np.sin(down * rng.uniform(0.5, 2) + across * rng.uniform(0.5, 2)) for _ in range(3)]
+    return np.stack(planes).astype(np.float32)
+
+
+def flat(value: float, side: int = 300) -> np.ndarray:
+    return np.full((3, side, side), value, np.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_comes_back_with_its_seed_and_leaves_the_clean_picture_alone(name):
+    noise, clean = noise_named(name), waves(40, 50)
+    before = clean.copy()
+    noisy = noise(clean, 7)
+    assert (noisy.dtype, noisy.shape) == (np.float32, clean.shape)
+    assert np.array_equal(noisy, noise(clean, 7))
+    assert not np.array_equal(noisy, noise(clean, 8))
+    assert np.array_equal(clean, before)
+    assert not np.shares_memory(noisy, clean)
+
+
+def test_gaussian_noise_has_its_level_and_is_not_clipped():
+    clean = waves(300, 200)
+    before = clean.copy()
+    noisy = add_gaussian(clean, 25 / 255, seed=7)
+    assert noisy.dtype == np.float32
+    assert (noisy - clean).std() * 255 == pytest.approx(25, rel=0.01)  # 180 000 draws: 0.2 % is one sigma
+    assert (noisy - clean).mean() * 255 == pytest.approx(0, abs=0.25)
+    assert np.array_equal(noisy, add_gaussian(clean, 25 / 255, seed=7))
+    assert not np.array_equal(noisy, add_gaussian(clean, 25 / 255, seed=8))
+    assert np.array_equal(clean, before)
+    assert noisy.min() < 0
+
+
+def test_gaussian_noise_by_name_is_the_gaussian_noise_of_all_earlier_tables():
+    clean = waves(30, 40)
+    assert np.array_equal(noise_named("gaussian-25")(clean, 3), add_gaussian(clean, 25 / 255, seed=3))
+    assert noise_named("gaussian-7.5") == Gaussian(7.5 / 255)
+
+
+@pytest.mark.parametrize("name", ["gaussian-", "gaussian-loud", "gaussian--5", "gaussian-inf", "gaussian-nan", "snow"])
+def test_a_noise_that_is_not_known_is_refused_by_name(name):
+    assert gaussian_level(name) is None
+    with pytest.raises(ValueError, match="known are gaussian-25 and other levels, mixed, signal-low"):
+        noise_named(name)
+
+
+def test_a_tenth_of_mixed_noise_is_salt_and_pepper_and_the_rest_is_gaussian():
+    clean = flat(0.5)
+    noisy = NOISES["mixed"](clean, 1)
+    pepper, salt = (noisy == 0).mean(), (noisy == 1).mean()
+    assert pepper == pytest.approx(0.05, abs=0.002)  # 270 000 values: 0.0004 is one sigma
+    assert salt == pytest.approx(0.05, abs=0.002)
+    rest = noisy[(noisy != 0) & (noisy != 1)]
+    assert rest.std() * 255 == pytest.approx(25.5, rel=0.01)
+    struck = (noisy == 0) | (noisy == 1)
+    assert not np.array_equal(struck[0], struck[1])  # each colour by itself
+
+
+def test_mixed_noise_without_salt_and_pepper_is_gaussian():
+    clean = waves(30, 40)
+    assert np.array_equal(Mixed(sigma=0.1, struck=0.0)(clean, 5), add_gaussian(clean, 0.1, seed=5))
+
+
+@pytest.mark.parametrize(("name", "shot", "read"), [("signal-low", 2.5e-3, 1e-2), ("signal-high", 6.4e-3, 2e-2)])
+@pytest.mark.parametrize("light", [0.05, 0.2, 0.7])
+def test_signal_dependent_noise_has_the_papers_variance_in_linear_light(name, shot, read, light):
+    srgb = 1.055 * light ** (1 / 2.4) - 0.055
+    noisy = NOISES[name](flat(srgb), 2).astype(np.float64)
+    # Equation (8), turned round by hand: the foot of the curve ends at 0.04045.
+    linear = np.where(noisy <= 0.04045, noisy / 12.92, ((np.maximum(noisy, 0) + 0.055) / 1.055) ** 2.4)
+    assert linear.mean() == pytest.approx(light, abs=5e-4)
+    assert linear.std() == pytest.approx(math.sqrt(shot * light + read**2), rel=0.01)
+
+
+def test_without_noise_the_way_to_linear_light_and_back_changes_nothing():
+    clean = np.linspace(0, 1, 3 * 64 * 64, dtype=np.float32).reshape(3, 64, 64)
+    assert np.abs(SignalDependent(shot=0, read=0)(clean, 1) - clean).max() < 1e-6
+
+
+def test_poisson_gaussian_noise_has_the_variance_of_both():
+    noisy = PoissonGaussian(photons=50, sigma=10 / 255)(flat(0.5), 3)
+    assert noisy.mean() == pytest.approx(0.5, abs=1e-3)
+    assert noisy.std() == pytest.approx(math.sqrt(0.5 / 50 + (10 / 255) ** 2), rel=0.01)
+
+
+def test_partial_patch_noise_stays_in_one_square_of_all_planes():
+    clean = waves(60, 90)
+    places = set()
+    for seed in range(20):
+        changed = (PartialPatch(within=Gaussian(0.1), side=0.5)(clean, seed) != clean).any(0)
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (30, 30)
+        assert changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        places.add((rows[0], columns[0]))
+    assert len(places) > 15
+
+
+def test_clipped_noise_is_what_an_upload_holds():
+    clean = waves(100, 100)
+    noisy = add_gaussian(clean, 50 / 255, seed=9)
+    upload = add_gaussian(clean, 50 / 255, seed=9, clipped=True)
+    assert upload.dtype == np.float32
+    stored = np.rint(noisy.clip(0, 1) * 255).astype(np.uint8)
+    assert np.array_equal(np.rint(upload * 255).astype(np.uint8), stored)
+    assert np.array_equal(upload, stored.astype(np.float32) / 255)
+    assert np.array_equal(upload, recorded(noisy))
+
+
+# --- the level, found again
+
+
+@pytest.mark.parametrize("level", [2, 10, 25, 50])
+@pytest.mark.parametrize("shape", [(300, 200), (2100, 900)])  # the second is read in bands
+def test_the_level_of_white_noise_is_found_again(level, shape):
+    noisy = add_gaussian(waves(*shape), level / 255, seed=4)
+    assert estimate_sigma(noisy) * 255 == pytest.approx(level, rel=0.02)
+
+
+def test_stored_pictures_are_estimated_like_the_floats_they_were():
+    noisy = recorded(add_gaussian(waves(200, 300), 10 / 255, seed=5))
+    in_8_bits = np.rint(noisy * 255).astype(np.uint8)
+    in_16_bits = np.rint(noisy * 65535).astype(np.uint16)
+    for stored in (in_8_bits, in_16_bits):
+        assert estimate_sigma(stored) == pytest.approx(estimate_sigma(noisy), rel=1e-4)
+
+
+def test_smooth_surfaces_straight_edges_and_black_bars_are_no_noise():
+    edge = flat(0.2)
+    edge[..., 100:] = 0.9
+    assert estimate_sigma(edge) == 0
+    assert estimate_sigma(waves(200, 300)) * 255 < 0.1
+    barred = np.zeros((3, 400, 300), np.float32)
+    barred[:, 150:250] = add_gaussian(waves(100, 300), 25 / 255, seed=6)
+    assert estimate_sigma(barred) * 255 == pytest.approx(25, rel=0.1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 50), (50, 2)])
+def test_a_picture_too_small_to_tell_has_no_noise(shape):
+    assert estimate_sigma(np.ones((3, *shape), np.float32)) == 0

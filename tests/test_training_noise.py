@@ -1,0 +1,88 @@
+"""Does the noise of training runs have the statistics that it is said to have?"""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.training.material import read_material
+from models.training.noise import Camera, Either, Gaussian, stratified
+from models.training.recipes import RECIPES
+from models.training.trainer import train
+
+GREY = torch.full((48, 1, 3, 64, 64), 0.4)
+
+
+def correlation(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one * other).mean() / (one.square().mean() * other.square().mean()).sqrt())
+
+
+def test_stratified_levels_have_one_in_every_step():
+    levels = stratified(8, torch.Generator().manual_seed(1))
+    assert sorted((levels * 8).floor().tolist()) == list(range(8))
+
+
+def test_camera_noise_is_an_8_bit_files_and_the_same_for_the_same_seed():
+    noisy, sigma = Camera()(GREY, 7)
+    assert torch.equal(noisy, Camera()(GREY, 7)[0])
+    assert not torch.equal(noisy, Camera()(GREY, 8)[0])
+    torch.testing.assert_close(noisy * 255, (noisy * 255).round(), atol=1e-3, rtol=0)
+    assert noisy.min() >= 0
+    assert noisy.max() <= 1
+    torch.testing.assert_close(sigma, (noisy - GREY).square().mean((1, 2, 3, 4)).sqrt())
+
+
+def test_camera_noise_is_shared_by_neighbours_and_colours():
+    noise = Camera(shot=(1e-3, 2e-3), smoothed_share=1.0, jpeg_share=0.0)(GREY, 3)[0] - GREY
+    noise = noise - noise.mean((3, 4), keepdim=True)
+    assert correlation(noise[..., 1:], noise[..., :-1]) > 0.5
+    assert correlation(noise[:, :, 0], noise[:, :, 1]) > 0.4
+    white = Gaussian((0.1, 0.1))(GREY, 3)[0] - GREY
+    assert abs(correlation(white[..., 1:], white[..., :-1])) < 0.01
+
+
+def test_in_linear_light_camera_noise_grows_with_brightness():
+    camera = Camera(shot=(1e-3, 1e-3), smoothed_share=0.0, jpeg_share=0.0)
+    deviations = []
+    for level in (0.2, 0.5, 0.8):
+        clean = torch.full_like(GREY, level)
+        deviations.append(float((camera(clean, 4)[0] ** 2.2 - clean**2.2).std()))
+    assert deviations[0] < 0.6 * deviations[1] < deviations[1] < deviations[2]
+
+
+def test_either_gives_each_kind_its_share_of_a_batch():
+    weak, strong = Gaussian((0.01, 0.01)), Gaussian((0.3, 0.3))
+    noisy, sigma = Either(((weak, 0.75), (strong, 0.25)))(GREY, 5)
+    assert noisy.shape == GREY.shape
+    torch.testing.assert_close(sigma, torch.tensor([0.01] * 36 + [0.3] * 12))
+    torch.testing.assert_close((noisy - GREY).std((1, 2, 3, 4)), sigma, rtol=0.05, atol=0)
+
+
+@pytest.fixture
+def photographed_twice(tmp_path):
+    """Thirteen scenes, taken noisy and clean, and a photograph taken once."""
+    rng = np.random.default_rng(6)
+    for scene in range(13):
+        clean = rng.integers(40, 200, (170, 180, 3), np.uint8)
+        Image.fromarray(clean).save(tmp_path / f"scene-{scene:02d}_mean.png")
+        Image.fromarray(clean + np.uint8(scene)).save(tmp_path / f"scene-{scene:02d}_real.png")
+    Image.fromarray(rng.integers(0, 255, (170, 180, 3), np.uint8)).save(tmp_path / "alone.png")
+    return tmp_path
+
+
+def test_pairs_are_cut_and_turned_alike_and_are_not_among_the_photographs(photographed_twice):
+    material = read_material([photographed_twice], with_clips=False)
+    assert (len(material.pairs), len(material.held_out_pairs)) == (12, 1)
+    assert len(material.photographs) == 1
+    noisy, clean = material.pair_crops(np.random.default_rng(7), 20, 64)
+    assert noisy.shape == clean.shape == (20, 1, 3, 64, 64)
+    offsets = (noisy - clean).flatten(1) * 255
+    torch.testing.assert_close(offsets, offsets[:, :1].expand_as(offsets), atol=1e-3, rtol=0)
+    assert len(offsets[:, 0].round().unique()) > 5  # of several scenes
+
+
+def test_a_recipe_that_wants_pairs_says_so_when_there_are_none(photographed_twice, tmp_path):
+    for path in photographed_twice.glob("*_real.png"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="recipe pridnet wants photographs taken noisy and clean"):
+        train(RECIPES["pridnet"], [photographed_twice], tmp_path / "out.safetensors", minutes=0.01)
