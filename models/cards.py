@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.catalogue import CATALOGUE, DenoiserSpec
+from models.catalogue import CATALOGUE, DenoiserSpec, Taught
 from models.errors import UnknownDenoiser
 from models.figures import FIGURES_FILE, GAUSSIAN, Figure, fingerprint, fullest, read_figures
 from models.weights import WEIGHTS_DIR
@@ -166,11 +166,22 @@ def _limits_of(spec: DenoiserSpec) -> str:
         )
     low, high = (round(level * 255) for level in spec.trained_sigma)
     told = "blind to the noise level" if spec.sigma is None else "told the noise level"
-    return (
-        f"Trained on additive white Gaussian noise of level {low} to {high} on the 8-bit scale, {told}. "
-        "Stronger noise is beyond it. Noise of cameras, film and compression, which neighbouring pixels share and "
-        "which follows brightness, it takes out in part or not at all."
+    kinds = " and ".join(_KINDS[kind].format(low=low, high=high) for kind in spec.taught)
+    return f"Trained on {kinds}; {told}. Stronger noise is beyond it. " + (
+        "Cameras differ: of one unlike those it has seen it may leave much, or take fine texture along with the noise."
+        if "camera" in spec.taught
+        else "Noise of cameras, film and compression, which neighbouring pixels share and which follows brightness, it "
+        "takes out in part or not at all."
     )
+
+
+_KINDS: dict[Taught, str] = {
+    "gaussian": "additive white Gaussian noise of level {low} to {high} on the 8-bit scale",
+    "camera": "pairs of noisy and clean photographs, noise made up after that of cameras",
+    "mixed": "Gaussian noise under salt and pepper",
+    "signal-dependent": "noise that follows brightness, in linear light",
+    "poisson-gaussian": "Poisson and Gaussian noise together",
+}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Literal
 from models.errors import UnknownDenoiser
 
 Kind = Literal["image", "video"]
+Taught = Literal["gaussian", "camera", "mixed", "signal-dependent", "poisson-gaussian"]
 
 SHIPPED_DIR = Path(__file__).parent / "shipped"
 
@@ -40,6 +41,7 @@ class DenoiserSpec:
     stages: tuple[StageSpec, ...]
     sigma: tuple[float, float] | None = None  # levels it must be told, on the [0, 1] scale; None when blind
     trained_sigma: tuple[float, float]  # levels it was trained on, on the [0, 1] scale
+    taught: tuple[Taught, ...] = ("gaussian",)  # the kinds of noise that it was trained on
     source: str
     weights: tuple[str, ...]  # the files it is made of, `models/shipped/<name>.safetensors`; none if it is no network
     shipped: bool = True  # its weights are; else it can be trained, and only then be served
@@ -147,6 +149,7 @@ PRIDNET = DenoiserSpec(
         StageSpec(name="pridnet", multiple=64, halo_px=_PRIDNET_HALO_PX, parameters=2_150_539, macs_per_pixel=130_756),
     ),
     trained_sigma=_TRAINED_SIGMA,
+    taught=("camera", "gaussian"),
     source=_PRIDNET_SOURCE,
     weights=("pridnet",),
 )

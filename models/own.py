@@ -9,14 +9,13 @@ import hashlib
 import json
 import logging
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from models import catalogue
-from models.cards import Card, Training
+from models.cards import Card, Training, card_of
 from models.catalogue import CATALOGUE, DESCRIBED, DenoiserSpec, Kind
 from models.errors import QuietframeError, UnknownDenoiser
 
@@ -187,6 +186,15 @@ class Library:
         """Of all that can be served: the catalogue's, then the adapted ones."""
         return [*CATALOGUE.values(), *(one.spec_in(self.folder) for one in self.all_own())]
 
+    def card_of(self, name: str) -> Card:
+        """As `cards.card_of`, over both.
+
+        Raises:
+            UnknownDenoiser: it has none.
+        """
+        own = None if name in CATALOGUE else self.own(name)
+        return card_of(name) if own is None else own.card()
+
     def check_files(self, own: OwnDenoiser) -> None:
         """
         Raises:
@@ -226,26 +234,6 @@ class Library:
         if before is not None:
             for old in set(before.files_in(self.folder)) - set(own.files_in(self.folder)):
                 old.unlink(missing_ok=True)
-
-
-def described(name: str, base: str, files: Mapping[str, Path], weights: Path, adaptation: Adaptation) -> OwnDenoiser:
-    """A denoiser made now.
-
-    Args:
-        name: of its own.
-        base: the denoiser that it was adapted from.
-        files: its graphs, by the base's stage.
-        weights: its weights.
-        adaptation: how it was made.
-    """
-    return OwnDenoiser(
-        name=name,
-        base=base,
-        made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        weights_sha256=sha256_of(weights),
-        graphs_sha256={stage: sha256_of(path) for stage, path in files.items()},
-        adaptation=adaptation,
-    )
 
 
 def sha256_of(path: Path) -> str:

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -18,7 +19,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from models.catalogue import CATALOGUE, find
 from models.errors import NeedsExtra, QuietframeError
 from service.settings import Settings
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 jobs_app = typer.Typer(help="Looks at the jobs of a running service.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 
+_MINUTES_TO_TRAIN, _MINUTES_TO_ADAPT = 60, 10
 _WIDTH_OF_FIGURES = 132  # columns; cut off at less they say nothing
 
 out = Console()
@@ -134,6 +135,7 @@ def denoise(
     quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = None,
     codec: Annotated[str | None, typer.Option(help="Video codec: h264, hevc, av1, vp9, ffv1.")] = None,
     crf: Annotated[int | None, typer.Option(help="Constant rate factor of the video codec.")] = None,
+    data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Denoise files without a server."""
@@ -145,7 +147,7 @@ def denoise(
         for one in denoise_files(
             source,
             target,
-            settings=_settings(),
+            settings=_settings(data_dir=data_dir),
             model=model,
             sigma=sigma,
             strength=strength,
@@ -172,9 +174,10 @@ def models(
     into: Annotated[
         Path | None, typer.Option(help="Put those tables into this file instead, between its marks.")
     ] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """List the denoisers, or show one with its card."""
-    from models.cards import card_of
+    from models.own import Library
     from models.tables import put_into, tables
 
     if into is not None:
@@ -183,8 +186,9 @@ def models(
     if markdown:
         print(tables())
         return
-    specs = [find(name)] if name else list(CATALOGUE.values())
-    cards = {spec.name: card_of(spec.name) for spec in specs}
+    library = Library(_settings(data_dir=data_dir).own_models_dir)
+    specs = [library.find(name)] if name else library.specs()
+    cards = {spec.name: library.card_of(spec.name) for spec in specs}
     if as_json:
         shown = [
             {
@@ -216,18 +220,64 @@ def models(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="Which weights to make, such as fitvnet-spatial.")],
-    data: Annotated[list[Path], typer.Option(help="Folder of clean pictures or footage; may be repeated.")],
-    out_file: Annotated[Path, typer.Option("--out", help="The .safetensors file to write.")],
-    minutes: Annotated[float, typer.Option(help="Training time in all; a resumed run counts its earlier parts.")] = 60,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Folder of clean pictures or footage; may be repeated. With --unsupervised: noisy footage, folders of "
+            "frames or video files."
+        ),
+    ],
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="The .safetensors file to write; --unsupervised needs none.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Training time in all; a resumed run counts its earlier parts. [60; 10 if --unsupervised]"),
+    ] = None,
+    unsupervised: Annotated[
+        bool, typer.Option("--unsupervised", help="Adapt finished weights to noisy footage that has no clean frames.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="What the adapted model is to be called from then on. [RECIPE-own]")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of an adapted model of this name.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside OUT.")] = False,
     start_from: Annotated[
         Path | None, typer.Option(help="Finished weights of an earlier run to begin with, such as the shipped ones.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; one is fastest on a shared machine.")] = 1,
+    data_dir: DataDir = None,
 ) -> None:
-    """Train a network by its recipe."""
+    """Train a network by its recipe, or adapt a finished one to footage of your own."""
     _needs_torch()
+    if unsupervised:
+        if out_file is not None:
+            raise typer.BadParameter("--unsupervised takes a --name, and writes into the models directory; drop --out")
+        from service.adaptation import Wish, adapt_to_footage
+
+        wish = Wish(
+            recipe=recipe,
+            data=data,
+            name=name or f"{recipe}-own",
+            minutes=_MINUTES_TO_ADAPT if minutes is None else minutes,
+            replaces=replace,
+            resume=resume,
+            start_from=start_from,
+            device=device,
+            threads=threads,
+        )
+        settings = _settings(data_dir=data_dir)
+        own = adapt_to_footage(wish, settings, partial(out.print, highlight=False, markup=False, soft_wrap=True))
+        print(f"{own.name} is ready in {settings.own_models_dir}; use it as")
+        print(f"  quietframe denoise --model {own.name} IN OUT")
+        return
+    if out_file is None:
+        raise typer.BadParameter("--out is needed: the .safetensors file to write")
+    if name is not None or replace:
+        raise typer.BadParameter("--name and --replace go with --unsupervised")
     from models.training.recipes import RECIPES
     from models.training.trainer import Report
     from models.training.trainer import train as run
@@ -243,7 +293,7 @@ def train(
         RECIPES[recipe],
         data,
         out_file,
-        minutes=minutes,
+        minutes=_MINUTES_TO_TRAIN if minutes is None else minutes,
         resume=resume,
         start_from=start_from,
         device=device,
@@ -270,6 +320,7 @@ def evaluate(
     frames: Annotated[int, typer.Option(min=1, help="At most so many frames of a sequence.")] = 20,
     as_json: AsJson = False,
     write: Annotated[bool, typer.Option("--write", help="Put the figures into models/shipped/figures.csv.")] = False,
+    data_dir: DataDir = None,
 ) -> None:
     """Measure PSNR, SSIM, Average Deviation and time on clean pictures with added noise, and on real pairs."""
     from models.figures import GAUSSIAN, read_published
@@ -283,7 +334,8 @@ def evaluate(
         raise typer.BadParameter(f"sigma is {sigma!r}; write levels as 15,25,50") from None
     noises += [name.strip() for name in noise.split(",") if name]
     figures = []
-    for figure in run(names, data, noises, _settings(backend=backend), every=every, most_frames=frames):
+    settings = _settings(backend=backend, data_dir=data_dir)
+    for figure in run(names, data, noises, settings, every=every, most_frames=frames):
         figures.append(figure)
         if not as_json:
             err.print(line_of(figure), highlight=False, markup=False, soft_wrap=True)

@@ -112,7 +112,6 @@ class Worker:
             host=socket.gethostname(),
             started_at=started,
             slots={lane: sum(lane in lanes for lanes in slots) for lane in Lane},
-            models={name: ModelReady(backend=one.backend, precision=one.precision) for name, one in ready.items()},
             ready=True,
         )
         log.info("worker %s is ready: %s", self._id, ", ".join(f"{n} on {d.backend}" for n, d in ready.items()))
@@ -135,12 +134,14 @@ class Worker:
     def _slot(self, number: int, lanes: Sequence[Lane], card: WorkerCard | None, stop: Stop) -> None:
         """Take jobs one after the other until asked to stop. The slot that has the card shows it."""
         try:
+            shown: WorkerCard | None = None
             with LeaseClient(self._url, self._settings, f"{self._id}-{number}") as client:
                 while not stop.asked.is_set():
                     try:
-                        if card:
-                            client.announce(card)
-                            card = None  # from here on the heartbeat shows it
+                        # From then on the heartbeat shows it, until a model is loaded that was not there at the start.
+                        if card and (now := self._with_models(card)) != shown:
+                            client.announce(now)
+                            shown = now
                         lease = client.lease(lanes, WAIT_S)
                     except NotReady as err:
                         log.warning("the broker is away: %s", err)
@@ -154,6 +155,11 @@ class Worker:
             log.exception("slot %d died", number)
             self._failed = True
             stop.ask(self._settings.drain_s)
+
+    def _with_models(self, card: WorkerCard) -> WorkerCard:
+        loaded = self._shelf.loaded()
+        models = {name: ModelReady(backend=one.backend, precision=one.precision) for name, one in loaded.items()}
+        return card.model_copy(update={"models": models})
 
     def _settle(self, client: LeaseClient, lease: Lease, stop: Stop) -> None:
         """Every lease ends in exactly one way."""

@@ -45,10 +45,8 @@ def network_of(name: str) -> nn.Module:
 def _correct_by(amount: float, network: nn.Module, spec: DenoiserSpec) -> None:
     """Let the last layers, which correct the picture or start at nothing, do so by about as much as noise is."""
     reach: dict[nn.Conv2d, float] = {}  # root mean square of what a last layer reads
-    last_planes = {
-        3: amount,
-        12: amount / 2,
-    }  # 12: the wavelet bands of three, whose averages add up on smooth pictures
+    # 12: the wavelet bands of three planes, which add up where a picture is smooth
+    last_planes = {3: amount, 12: amount / 4}
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and (layer.out_channels in last_planes or not layer.weight.any()):
             layer.register_forward_pre_hook(lambda layer, maps: reach.update({layer: maps[0].square().mean() ** 0.5}))
@@ -57,7 +55,7 @@ def _correct_by(amount: float, network: nn.Module, spec: DenoiserSpec) -> None:
     for layer, level in reach.items():
         layer._forward_pre_hooks.clear()
         correcting = layer.weight[:, 3:]
-        by = last_planes.get(layer.out_channels, 0.3)  # kernels' weights and offsets count in units of one
+        by = last_planes.get(layer.out_channels, amount)  # the rest make kernels
         correcting += torch.randn_like(correcting) * by / level / correcting[0].numel() ** 0.5
 
 

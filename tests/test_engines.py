@@ -110,12 +110,13 @@ def test_an_engine_restores_as_the_network_does(stage_name, run, opened, home):
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="needs a CPU with bfloat16")
-def test_the_picture_itself_is_not_rounded_to_bfloat16(opened):
-    """The spatial stage carries it through its last convolutions. All in bfloat16 that is 54 dB here, and banding."""
-    noisy = windows("fitvnet-spatial", 1, 96, 96)
-    exact = opened("fitvnet-spatial", "openvino", "fp32").denoise(noisy, TOLD[:1])
-    rounded = opened("fitvnet-spatial", "openvino", "bf16").denoise(noisy, TOLD[:1])
-    assert psnr_db(rounded, exact) > 70
+@pytest.mark.parametrize("stage_name", ["fitvnet-spatial", "rednet", "dsc"])
+def test_the_picture_itself_is_not_rounded_to_bfloat16(stage_name, opened):
+    """These carry it through their last convolutions. All in bfloat16 that is 49 to 54 dB here, and banding."""
+    noisy = windows(stage_name, 1, 96, 96)
+    exact = opened(stage_name, "openvino", "fp32").denoise(noisy, TOLD[:1])
+    rounded = opened(stage_name, "openvino", "bf16").denoise(noisy, TOLD[:1])
+    assert psnr_db(rounded, exact) > 65
 
 
 def test_a_batch_is_restored_like_its_members_one_by_one(run, opened):

@@ -138,7 +138,7 @@ def test_without_connections_all_the_picture_passes_through_the_middle():
 
 
 @pytest.mark.parametrize(
-    "network", [MWCNN((16, 16, 8, 8)), REDNet(16), DSC((16, 16, 16, 16, 16))], ids=["mwcnn", "rednet", "dsc"]
+    "network", [MWCNN((32, 16, 8, 8)), REDNet(16), DSC((16, 16, 16, 16, 16))], ids=["mwcnn", "rednet", "dsc"]
 )
 def test_training_starts_close_to_the_noisy_picture(network):
     noisy = torch.rand(2, 3, 32, 32) * 1.4 - 0.2  # beyond [0, 1], as noise is

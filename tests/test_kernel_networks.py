@@ -141,29 +141,34 @@ def test_coordinates_are_as_fine_in_bfloat16_as_in_float32():
     torch.testing.assert_close(sampled.flatten(), columns.flatten(), atol=1e-3, rtol=0)  # 640 * 2^-23, some of it twice
 
 
-def test_before_training_a_kernel_is_the_mean_of_the_regular_grid_in_linear_light():
+def test_before_training_a_kernel_is_the_mean_of_the_regular_grid():
     torch.manual_seed(4)
     noisy = torch.rand(1, 15, 32, 48)
-    light = to_linear(noisy).unflatten(1, (5, 3))
-    with torch.no_grad():
-        in_time = F.avg_pool3d(light.transpose(1, 2), 3, 1, padding=1)[:, :, 2]
-        close = {"atol": 1e-4, "rtol": 0}
-        torch.testing.assert_close(build_network(DESCRIBED["deform3d"])(noisy, NO_SIGMA), to_srgb(in_time), **close)
-        picture = F.avg_pool2d(light[:, 2], 5, 1, padding=2)
-        for name in ("deform2d", "kpn"):
-            restored = build_network(DESCRIBED[name])(noisy[:, 6:9], NO_SIGMA)
-            torch.testing.assert_close(restored, to_srgb(picture), **close)
-        burst = F.avg_pool2d(light.mean(1), 5, 1, padding=2)
-        torch.testing.assert_close(build_network(DESCRIBED["kpn.burst"])(noisy, NO_SIGMA), to_srgb(burst), **close)
+    clip = noisy.unflatten(1, (5, 3))
+    picture = noisy[:, 6:9]
+
+    def restored(name: str, frames: Tensor) -> Tensor:
+        with torch.no_grad():
+            return build_network(DESCRIBED[name])(frames, NO_SIGMA)
+
+    close = {"atol": 1e-4, "rtol": 0}
+    mean = F.avg_pool3d(clip.transpose(1, 2), 3, 1, padding=1)[:, :, 2]
+    torch.testing.assert_close(restored("deform3d", noisy), mean, **close)
+    for name in ("deform2d", "kpn"):
+        torch.testing.assert_close(restored(name, picture), F.avg_pool2d(picture, 5, 1, padding=2), **close)
+    mean = F.avg_pool2d(clip.mean(1), 5, 1, padding=2)
+    torch.testing.assert_close(restored("kpn.burst", noisy), mean, **close)
+    in_linear_light = to_srgb(F.avg_pool2d(to_linear(picture), 5, 1, padding=2))
+    torch.testing.assert_close(restored("deform2d.paper", picture), in_linear_light, **close)
 
 
 def test_the_whole_kernel_is_equation_6_and_each_group_equation_10():
     """Of a grey clip in linear light, by the network's own samples and weights."""
     torch.manual_seed(5)
-    network = DeformableKernels(grid=(3, 3, 3), frames=5, plane_by_plane=True)
+    network = DeformableKernels(grid=(3, 3, 3), frames=5, linear=True, plane_by_plane=True)
     nn.init.normal_(network.offsets.weight, std=0.5)
     last = network.weights[-1]
-    nn.init.normal_(last.weight, std=0.1)
+    nn.init.normal_(last.weight, std=0.02)
     met: dict[str, Tensor] = {}
     network.offsets.register_forward_hook(lambda _layer, _given, maps: met.update(offsets=maps))
     last.register_forward_hook(lambda _layer, _given, maps: met.update(weights=maps))
@@ -182,7 +187,7 @@ def test_the_whole_kernel_is_equation_6_and_each_group_equation_10():
             hats = hat(times, 5), hat(rows, 16), hat(columns, 16)
             samples.append(torch.einsum("ntij,nhwt,nhwi,nhwj->nhw", light[:, :, 0], *hats))
         assert down.abs().max() > 1  # they do leave the grid
-        weighted = torch.stack(samples, 1) * (1 + met["weights"]) / 27
+        weighted = torch.stack(samples, 1) * (1 / 27 + met["weights"] / 27**0.5)
     torch.testing.assert_close(restored[:, 0], to_srgb(weighted.sum(1)), atol=1e-4, rtol=0)
     for group, first in enumerate((0, 9, 18)):
         expected = to_srgb(3 * weighted[:, first : first + 9].sum(1))
@@ -192,8 +197,8 @@ def test_the_whole_kernel_is_equation_6_and_each_group_equation_10():
 @pytest.mark.parametrize("side", [3, 5])
 def test_kpn_sums_what_is_around_a_pixel_by_its_weights(side):
     torch.manual_seed(6)
-    network = KPN(side=side, frames=2, plane_by_plane=True)
-    nn.init.normal_(network.weights.weight, std=0.1)
+    network = KPN(side=side, frames=2, linear=True, plane_by_plane=True)
+    nn.init.normal_(network.weights.weight, std=0.02)
     met: dict[str, Tensor] = {}
     network.weights.register_forward_hook(lambda _layer, _given, maps: met.update(weights=maps))
     clip = torch.rand(1, 2, 1, 16, 32)
@@ -201,7 +206,7 @@ def test_kpn_sums_what_is_around_a_pixel_by_its_weights(side):
         restored, frames = network.by_group(clip.expand(-1, -1, 3, -1, -1).flatten(1, 2), NO_SIGMA)
         around = F.unfold(to_linear(clip)[:, :, 0], side, padding=side // 2).view(2, side**2, 16, 32)
         weights = met["weights"].view(side**2, 2, 16, 32).transpose(0, 1)
-        sums = (around * (1 + weights) / (2 * side**2)).sum(1)
+        sums = (around * (1 / (2 * side**2) + weights / (2 * side**2) ** 0.5)).sum(1)
     torch.testing.assert_close(restored[0, 0], to_srgb(sums.sum(0)), atol=1e-4, rtol=0)
     torch.testing.assert_close(frames[0, :, 0], to_srgb(2 * sums), atol=1e-4, rtol=0)
 
@@ -233,6 +238,19 @@ def test_a_kernel_learns_one_patch_by_heart(name):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.75 * losses[0]  # averages keep their noise longer than corrections would
+
+
+def test_in_linear_light_the_told_level_is_what_the_paper_feeds():
+    torch.manual_seed(11)
+    network = DeformableKernels(grid=(1, 3, 3), told=True, linear=True)
+    given: list[Tensor] = []
+    network.features.register_forward_pre_hook(lambda _network, planes: given.append(planes[0]))
+    noise = SignalDependent((6.4e-3, 6.4e-3), (2e-2, 2e-2), per_pixel=True)
+    noisy, told = noise(torch.rand(2, 1, 3, 16, 16), 2)
+    with torch.no_grad():
+        network(noisy[:, 0], told)
+    expected = (2e-2**2 + 6.4e-3 * to_linear(noisy[:, 0]).clamp(min=0)).sqrt()
+    torch.testing.assert_close(given[0][:, 3:], expected)
 
 
 @pytest.mark.parametrize("name", ["deform2d.known", "deform3d.known"])
@@ -309,7 +327,7 @@ def test_in_linear_light_the_variance_of_noise_grows_with_the_pixel(noise):
         assert sigma.item() == pytest.approx((noisy - clean).square().mean().sqrt().item(), rel=1e-3)
 
 
-def test_a_level_told_of_every_pixel_is_in_linear_light_what_the_paper_feeds():
+def test_noise_tells_the_deviation_of_every_pixel_of_the_middle_frame():
     torch.manual_seed(10)
     clean = torch.rand(3, 5, 3, 16, 16)
     noise = SignalDependent((6.4e-3, 6.4e-3), (2e-2, 2e-2), per_pixel=True)

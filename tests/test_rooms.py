@@ -16,7 +16,7 @@ FLOORS = [
     {"__main__", "demo"},
     {"serve"},
     {"supervise"},
-    {"api", "worker", "files", "evaluation"},
+    {"api", "worker", "files", "evaluation", "adaptation"},
     {"intake", "pipeline"},
     {"webhooks"},
     {"broker", "media", "blobs"},

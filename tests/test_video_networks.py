@@ -1,8 +1,10 @@
 """Are FastDVDnet, the deep RNN and TOFlow wired as their papers say, and do they learn?"""
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 from seeded_networks import NO_SIGMA, network_of
@@ -14,6 +16,7 @@ from models.networks.blocks import TripletUNet
 from models.networks.drnn import DRNN, patches_of, placed
 from models.networks.fastdvdnet import DenoisingBlock, FastDVDnet
 from models.networks.toflow import FlowNetwork, TOFlow, apart, warped
+from models.quality import psnr_db
 from models.training.noise import PoissonGaussian
 from models.training.recipe import l1_norm
 from models.training.recipes import RECIPES
@@ -21,6 +24,8 @@ from models.training.recipes.drnn import cube_error
 from models.training.recipes.fastdvdnet import restore_clip
 from models.training.recipes.toflow import joint_error
 from models.weights import build_wired, cut_into_stages
+from trtbuild.export import export_stage
+from trtbuild.open import open_engine
 
 # FastDVDnet's block at the paper's widths: layer, maps, how much smaller than the frame, what stands behind it.
 FASTDVDNET_BLOCK = [
@@ -306,6 +311,30 @@ def test_where_a_wide_frame_is_read_is_exact_even_if_the_layers_are_not():
     with torch.autocast("cpu", torch.bfloat16):
         moved = warped(neighbour, torch.full((1, 2, 2, 1920), 0.0))
     torch.testing.assert_close(moved, neighbour, atol=1e-3, rtol=0)  # a thousandth of a pixel off, at most
+
+
+@pytest.mark.skipif(
+    "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="needs a CPU with bfloat16"
+)
+def test_a_flow_is_followed_exactly_through_a_graph_in_bfloat16(tmp_path):
+    class Follow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flow = nn.Conv2d(3, 2, 5, padding=2)
+
+        def forward(self, noisy: Tensor, _sigma: Tensor) -> Tensor:
+            return warped(noisy, self.flow(noisy))
+
+    network, spec = Follow(), DESCRIBED["toflow"]
+    stage = replace(spec.stages[0], name="follow", frames=1, multiple=1)
+    spec = replace(spec, stages=(stage,))
+    (tmp_path / "follow.onnx").write_bytes(export_stage(spec, stage, network))
+    engine = open_engine(spec, stage, backend="openvino", precision="bf16", threads=1, graphs_dir=tmp_path)
+    noisy = torch.rand(1, 3, 32, 848)
+    with torch.no_grad():
+        expected = network(noisy, NO_SIGMA).numpy()
+    # The flow itself is rounded. Were the coordinates, too, it would be 20 dB for this picture, which is all grain.
+    assert psnr_db(engine.denoise(noisy.numpy(), NO_SIGMA.numpy()), expected) > 45
 
 
 def test_flow_is_found_from_coarse_to_fine_by_layers_of_5x5():

@@ -78,6 +78,7 @@ def open_engine(
     model = core.read_model(path)
     if precision == "bf16":
         _keep_picture_exact(core, model)
+        _keep_coordinates_exact(core, model)
     properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         properties["INFERENCE_NUM_THREADS"] = threads
@@ -97,6 +98,7 @@ def _keep_picture_exact(core: ov.Core, model: ov.Model) -> None:
     Measured 2026-11-21 on FITVNet's spatial stage (an early state of its training, six pictures, noise level 5 / 25):
     52.5 / 52.6 dB against float32 before, 79.2 / 76.1 dB after. That is 0.26 / 0.04 dB of the restored picture's PSNR,
     for a fifth more time. Marking the last three layers whole gave 68.1 / 72.0 dB for 40 % more.
+    Untrained, RED-Net went from 51.8 to 68.4 dB for 30 % more time, DSC from 49.3 to 66.3 dB for 15 %.
     """
     frame = model.get_results()[0].input_value(0).get_node()
     while frame.get_type_name() == "Concat":
@@ -146,6 +148,28 @@ def _way_of_picture(model: ov.Model, frame: ov.Node) -> set[str]:
         inputs = [value.get_node() for value in layer.input_values()]
         ahead += [node for node in inputs if passed[node.get_friendly_name()] == left]
     return way
+
+
+def _keep_coordinates_exact(core: ov.Core, model: ov.Model) -> None:
+    """Let what says where a picture is read be float32: in bfloat16 a row of 480 pixels is counted in steps of 2.
+
+    All that lies between the convolutions that find a flow and where it is followed is marked; a network has to compute
+    it by operations that are not rewritten, for marks are lost with them. Measured 2026-11-21 on TOFlow, untrained, a
+    picture of 480x848: 33.5 dB against float32 before, 67.1 after, for 5 % more time.
+    """
+    marks = _marks(core)
+    ahead = [
+        layer.input_value(1).get_node() for layer in model.get_ordered_ops() if layer.get_type_name() == "GridSample"
+    ]
+    seen = set()
+    while ahead:
+        layer = ahead.pop()
+        if layer.get_friendly_name() in seen or layer.get_type_name() in ("Convolution", "Parameter", "Constant"):
+            continue
+        seen.add(layer.get_friendly_name())
+        for key, mark in marks.items():
+            layer.set_rt_info(mark, key)
+        ahead += [value.get_node() for value in layer.input_values()]
 
 
 def _split(layer: ov.Node, sources: list[Any]) -> set[str]:

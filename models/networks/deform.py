@@ -36,8 +36,7 @@ from models.networks.sampling import sample_clip, sample_picture
 
 Widths = tuple[tuple[int, ...], tuple[int, ...]]
 
-PAPER_WIDTHS: Widths = (64, 128, 256, 512, 512), (512, 256, 128, 128)  # Table 1: C1-3 ... C13-15, C16-18 ... C25-26
-PAPER_WEIGHT_WIDTH = 64  # "conv layers" of Table 1
+# Table 1 has (64, 128, 256, 512, 512), (512, 256, 128, 128) and 64.
 NARROW_WIDTHS: Widths = (16, 32, 64, 96, 96), (96, 64, 32, 32)
 NARROW_WEIGHT_WIDTH = 32
 REACH_PX = 15.0

@@ -7,10 +7,10 @@ Where the paper leaves a choice, this file makes it:
 
 * Kernels are 3x3 as in RED-Net, which the paper starts from; sizes halve by stride, from Conv-2 on.
 * The equations of section 3.1 call both the layer's input and its output X, and give every layer one gate. Here the
-  gate of a convolution parts what comes out of it: delta times it goes on to the next convolution, the rest, 1 - delta,
-  is added to what the next deconvolution but its own reads. Section 4.2 explains the gates 0.1 to 0.4 the other way
-  round ("minute amounts" pass from the noisy image to the denoised one); section 5 finds, as the equations have it,
-  that most passes through the first connection.
+  gate of a convolution parts what comes out of it: delta times it goes on to the next convolution, 1 - delta times it
+  is added to what the deconvolution that mirrors it gives to the next. Section 4.2 explains the gates 0.1 to 0.4 the
+  other way round ("minute amounts" pass from the noisy image to the denoised one); section 5 finds, as the equations
+  have it, that most passes through the first connection.
 * All layers end in a ReLU, the last one too. Training starts with three maps that hand the picture through the first
   connection, lifted out of the ReLU's dead half by an offset that is taken back; without connections there is no way.
 * 518 maps, twice as printed, are 3.2 million parameters: `dsc.paper`. The shipped networks have 256 in the middle.

@@ -2,8 +2,8 @@
 
 Source: Mildenhall et al., "Burst denoising with kernel prediction networks", 2018; for one picture and with kernels of
 5x5 and 7x7, Xu, Li, Sun, "Learning deformable kernels for image and video denoising", 2019, Tables 2 and 3, whose
-baseline it is. A U-Net ends in the weights of a kernel for each pixel of each frame; the restored
-pixel is the sum of the pixels so weighted.
+baseline it is. A U-Net ends in the weights of a kernel for each pixel of each frame; the restored pixel is the sum of
+the pixels so weighted.
 
 Where the papers leave a choice, this file makes it:
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from models.networks.blocks import PooledUNet, conv, start_small
 from models.networks.light import from_opponent, to_linear, to_opponent, to_srgb
 
-PAPER_DOWN, PAPER_UP = (64, 128, 256, 512, 512), (512, 256)
+# The paper has (64, 128, 256, 512, 512) and (512, 256).
 NARROW_DOWN, NARROW_UP = (16, 32, 64, 96, 96), (96, 64, 48)
 
 

@@ -1,13 +1,14 @@
 """How MWCNN is wired: a U-Net that goes down and up by Haar wavelets instead of pooling.
 
 Source: Liu, Zhang, Zhang, Lin, Zuo, "Multi-level wavelet-CNN for image restoration", CVPR workshops 2018,
-arXiv:1805.07071, Figure 3; four levels instead of its three as in Dave, "Image de-noising using deep learning", 2021,
-section 7, whose network is 32 layers deep for it.
+arXiv:1805.07071, the figure of its architecture; four levels instead of its three as in Dave, "Image de-noising using
+deep learning", 2021, section 7, whose network is 32 layers deep for it.
 
 Where they leave a choice, this file makes it:
 
 * The fourth level is built as the paper's third: four convolutions down, four up, as wide as the level above it.
-  `MWCNN(widths=(160, 256, 256))` is the network of the paper itself.
+  `MWCNN(widths=(160, 256, 256))` is the network of the paper itself, 16 million parameters, `mwcnn.paper` has 24. The
+  shipped network is narrower: 80, 80, 64, 64.
 * The transform is orthonormal: it keeps the energy, and its inverse is its transpose.
 * Maps that come up are added to those that went down, and the noise, as an image, is added to the input: the last
   convolution, which has neither normalisation nor ReLU, starts small, and the network as identity. What comes up from

@@ -136,12 +136,18 @@ def warped(neighbour: Tensor, flow: Tensor) -> Tensor:
     Returns:
         [N, C, H, W] of the type of `neighbour`.
     """
-    ones = torch.ones_like(flow[:, 0])
-    columns, rows = ones.cumsum(2) - 1, ones.cumsum(1) - 1  # counted so, no size gets into the formulas of the graph
-    columns = (flow[:, 0] + columns) * (2 / columns[:, :, -1:]) - 1
-    rows = (flow[:, 1] + rows) * (2 / rows[:, -1:]) - 1
-    grid = torch.stack([columns, rows], -1)
-    read = F.grid_sample(neighbour.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
+    height, width = flow.shape[2:]
+    across = torch.arange(width, dtype=torch.float32, device=flow.device)
+    down = torch.arange(height, dtype=torch.float32, device=flow.device)
+    pixels = torch.cat([flow[:, :1] + across, flow[:, 1:] + down[:, None]], 1)
+    # A division, a single number as a factor or an expansion is rewritten by OpenVINO, and what takes its place forgets
+    # that it is to stay float32; pairs of numbers, powers and sums are left as they are.
+    last = torch.stack([across[-1], down[-1]]).view(1, 2, 1, 1)
+    minus_one = flow.new_full((1, 2, 1, 1), -1.0)
+    grid = pixels * torch.pow(last, minus_one) * flow.new_full((1, 2, 1, 1), 2.0) + minus_one
+    read = F.grid_sample(
+        neighbour.float(), grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="border", align_corners=True
+    )
     return read.to(neighbour.dtype)
 
 

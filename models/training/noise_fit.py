@@ -5,6 +5,7 @@ single-image raw-data", has it, for each colour by itself. The fit takes the noi
 of its neighbours. Demosaicing, denoising inside the camera and compression tie neighbours together; `blotch` tells.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Values = NDArray[np.float32]
+Values = NDArray[np.floating[Any]]
 
 MOST_FRAMES = 24  # more would not change the second digit
+_AROUND = 5  # cells a side
 _BINS = 32
 _LEAST_CELLS = 200  # of 2x2 pixels in a bin; with fewer its variance is told to no better than a tenth
 _FLAT_SHARE = 0.5  # of the cells of a bin, those with the least detail
-_MOST_CLIPPED = 0.02  # of a bin's cells: clipping takes away noise
+_CLIPPED = (0.02, 0.2, 1.0)  # of a bin's cells, at most: clipping takes away noise
+_LEAST_SPAN = 0.2  # of brightness, for a line to be fitted
 _MEDIAN_OF_ABSOLUTE_NORMAL = 0.6745
 _CUT = 2.5  # standard deviations; beyond them is more picture than noise
 _POWER_WITHIN_CUT = 0.91126  # of a normal distribution's values inside the cut, over its variance
@@ -36,9 +39,8 @@ class NoiseFit:
 
     def sigma_at(self, brightness: float) -> float:
         """Standard deviation at that brightness, the colours taken together."""
-        return (
-            float(np.mean([shot * brightness + read for shot, read in zip(self.shot, self.read, strict=True)])) ** 0.5
-        )
+        variances = [shot * brightness + read for shot, read in zip(self.shot, self.read, strict=True)]
+        return math.sqrt(sum(variances) / len(variances))
 
 
 def fit_noise(clips: Sequence[NDArray[np.uint8]]) -> NoiseFit:
@@ -106,7 +108,8 @@ class _Cells:
         for plane, one in zip(planes, haar, strict=True):
             height, width = one.total.shape
             ends = (plane <= 0) | (plane >= 1)
-            clipped.append(ends[: 2 * height, : 2 * width].reshape(height, 2, width, 2).any((1, 3)))
+            cells = ends[: 2 * height, : 2 * width].reshape(height, 2, width, 2)
+            clipped.append(np.asarray(cells.any((1, 3))))
         return cls(haar, brightness, clipped)
 
     def variances(self) -> tuple[Values, Values, Values]:
@@ -133,8 +136,8 @@ class _Cells:
         return _deviation(np.concatenate(over)) if over else 1.0
 
     def _bins(self, planes: Sequence[_Haar], step: int) -> list[tuple[Values, Values]]:
-        """Brightness and diagonals of the flat cells of every bin that has enough, and of those the ones that clipping
-        has left alone; all of them where it has left none."""
+        """Brightness and diagonals of the flat cells of every bin that has enough of them, where clipping has left
+        alone what tells the line; if it has nowhere, of more bins."""
 
         def joined(maps: Sequence[NDArray[Any]]) -> NDArray[Any]:
             inside = [
@@ -153,11 +156,13 @@ class _Cells:
             if inside.sum() >= 2 * _LEAST_CELLS / step:
                 flat = inside & (detail <= np.quantile(detail[inside], _FLAT_SHARE))
                 bins.append((float(clipped[inside].mean()), brightness[flat], diagonal[flat]))
-        bound = max(_MOST_CLIPPED, min((share for share, *_ in bins), default=0.0))
-        return [(levels, values) for share, levels, values in bins if share <= bound]
-
-
-_AROUND = 5
+        kept: list[tuple[Values, Values]] = []
+        for bound in _CLIPPED:
+            kept = [(levels, values) for share, levels, values in bins if share <= bound]
+            centres = [float(levels.mean()) for levels, _ in kept]
+            if kept and max(centres) - min(centres) >= _LEAST_SPAN:
+                break
+        return kept
 
 
 def _mean_around(values: Values) -> Values:
@@ -194,10 +199,8 @@ def _line(levels: Values, found: Values, counts: Values) -> tuple[float, float]:
         if slope <= 0:
             shot, read = 0.0, float(mean)
         elif mean - slope * centre < 0:
-            shot, read = (
-                float(np.average(levels * found, weights=weights) / np.average(levels**2, weights=weights)),
-                0.0,
-            )
+            through_zero = np.average(levels * found, weights=weights) / np.average(levels**2, weights=weights)
+            shot, read = float(through_zero), 0.0
         else:
             shot, read = slope, float(mean - slope * centre)
     return shot, read

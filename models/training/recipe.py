@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from models.training.noise import Gaussian, Noise
@@ -71,6 +72,14 @@ def l2_norm(restored: Tensor, clean: Tensor) -> Tensor:
     Unlike the mean square it does not let the noisiest examples of a blind batch drown the rest.
     """
     return ((restored.float() - clean).square().mean((-3, -2, -1)) + 1e-8).sqrt().mean()
+
+
+def l2_norm_of_known(restored: Tensor, target: Tensor) -> Tensor:
+    """As `l2_norm`, over the values whose target is known; where it is not, it is not a number."""
+    known = target.isfinite()
+    error = torch.where(known, restored.float() - target.nan_to_num(), 0.0)
+    power = error.square().sum((-3, -2, -1)) / known.sum((-3, -2, -1)).clamp(min=1)
+    return (power + 1e-8).sqrt().mean()
 
 
 def half_squared_error(restored: Tensor, clean: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Checkpoints are safetensors and JSON; nothing is pickled. What a step sees is dr
 draws what the unbroken one would have drawn.
 """
 
+import copy
 import csv
 import json
 import math
@@ -220,6 +221,16 @@ class Run:
             part = self._network.get_submodule(parts[name]) if name in parts else self._network
             self._load_part(part, weights_dir / f"{name}.safetensors")
         self._average = self._copy_of_state()
+
+    def as_it_is(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """What restores frames with a copy of the network, which later steps leave alone."""
+        network = copy.deepcopy(self._network).eval().requires_grad_(False)
+
+        def restore(noisy: Tensor, sigma: Tensor) -> Tensor:
+            with torch.no_grad(), torch.autocast(self._device.split(":")[0], torch.bfloat16):
+                return self._recipe.restore(network, noisy, sigma).float()
+
+        return restore
 
     def resume(self) -> None:
         path = self._checkpoint_path()

@@ -51,6 +51,10 @@ class Shelf:
             for stage, engine in zip(CATALOGUE[name].stages, self.denoiser(name).engines, strict=True):
                 planes = np.zeros((1, stage.frames * stage.planes_in, WARM_UP_PX, WARM_UP_PX), np.float32)
                 engine.denoise(planes, np.zeros(1, np.float32))
+        return self.loaded()
+
+    def loaded(self) -> dict[str, Denoiser]:
+        """What is loaded by now, by name."""
         return dict(self._denoisers)
 
     def _own(self, name: str) -> DenoiserSpec:

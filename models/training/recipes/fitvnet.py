@@ -17,6 +17,7 @@ from models.training.recipe import (
     Phase,
     Recipe,
     l2_norm,
+    l2_norm_of_known,
     middle_of,
     restore_image,
     supervised,
@@ -63,14 +64,14 @@ def adapting_error(network: nn.Module, noisy: Tensor, sigma: Tensor, target: Ten
     """
     frames, restored = _cascade(network, noisy, sigma, apart=True)
     learned = middle_of(frames.detach().float(), restored.shape[1])
-    return _enlarged_share(progress) * l2_norm(frames, target) + l2_norm(restored, learned)
+    return _enlarged_share(progress) * l2_norm_of_known(frames, target) + l2_norm(restored, learned)
 
 
 def adapting_error_noisy(network: nn.Module, noisy: Tensor, sigma: Tensor, target: Tensor, progress: float) -> Tensor:
     """As `adapting_error`, but the blocks against noisy targets too."""
     frames, restored = _cascade(network, noisy, sigma)
-    spatial = _enlarged_share(progress) * l2_norm(frames, target)
-    return spatial + l2_norm(restored, middle_of(target, restored.shape[1]))
+    spatial = _enlarged_share(progress) * l2_norm_of_known(frames, target)
+    return spatial + l2_norm_of_known(restored, middle_of(target, restored.shape[1]))
 
 
 def _enlarged_share(progress: float) -> float:
