@@ -164,6 +164,7 @@ PRIDNET_PAPER = DenoiserSpec(
         ),
     ),
     trained_sigma=_TRAINED_SIGMA,
+    taught=("camera", "gaussian"),
     source=_PRIDNET_SOURCE,
     weights=("pridnet.paper",),
     shipped=False,
@@ -221,6 +222,8 @@ def _for_images(
     parameters: int,
     macs_per_pixel: int,
     sigma: tuple[float, float] | None = None,
+    taught: tuple[Taught, ...] = ("gaussian",),
+    shipped: bool = False,
 ) -> DenoiserSpec:
     """A denoiser of one stage that reads one frame."""
     stage = StageSpec(
@@ -233,9 +236,10 @@ def _for_images(
         stages=(stage,),
         sigma=sigma,
         trained_sigma=_TRAINED_SIGMA,
+        taught=taught,
         source=source,
         weights=(name,),
-        shipped=False,
+        shipped=shipped,
     )
 
 
@@ -249,6 +253,8 @@ MWCNN = _for_images(
     halo_px=64,
     parameters=2_281_036,
     macs_per_pixel=152_584,
+    taught=("camera", "gaussian"),
+    shipped=True,
 )
 MWCNN_PAPER = _for_images(
     "mwcnn.paper",
@@ -258,6 +264,7 @@ MWCNN_PAPER = _for_images(
     halo_px=64,
     parameters=24_438_476,
     macs_per_pixel=921_528,
+    taught=("camera", "gaussian"),
 )
 
 _CLASSICAL_SIGMA = (0.0, 100 / 255)  # nothing was trained; beyond it there is hardly a picture left
@@ -291,6 +298,7 @@ REDNET = _for_images(
     halo_px=10,  # ten 3x3 layers: exact
     parameters=298_947,
     macs_per_pixel=298_368,
+    taught=("camera", "gaussian"),
 )
 
 _DSC_SOURCE = "Zhao 2016, Image denoising with deep convolutional neural networks, Table 1"
@@ -304,6 +312,7 @@ DSC = _for_images(
     halo_px=_DSC_HALO_PX,
     parameters=1_995_395,
     macs_per_pixel=44_928,
+    taught=("gaussian", "mixed"),
 )
 DSC_PLAIN = _for_images(
     "dsc.plain",
@@ -313,6 +322,7 @@ DSC_PLAIN = _for_images(
     halo_px=_DSC_HALO_PX,
     parameters=1_995_395,
     macs_per_pixel=44_928,
+    taught=("gaussian", "mixed"),
 )
 DSC_PAPER = _for_images(
     "dsc.paper",
@@ -322,6 +332,7 @@ DSC_PAPER = _for_images(
     halo_px=_DSC_HALO_PX,
     parameters=3_202_953,
     macs_per_pixel=49_644,
+    taught=("gaussian", "mixed"),
 )
 
 DNCNN_KNOWN = _for_images(
@@ -360,6 +371,7 @@ DRNN_POISSON = DenoiserSpec(
     title="Deep RNN, for Poisson-Gaussian noise",
     stages=(replace(_DRNN_STAGE, name="drnn.poisson"),),
     trained_sigma=_TRAINED_SIGMA,  # of photons and electronics together
+    taught=("poisson-gaussian",),
     source=_DRNN_SOURCE,
     weights=("drnn.poisson",),
     shipped=False,
@@ -376,6 +388,7 @@ def _kernels(
     parameters: int,
     macs_per_pixel: int,
     sigma: tuple[float, float] | None = None,
+    shipped: bool = False,
 ) -> DenoiserSpec:
     """A denoiser that averages pixels of one frame or several, with weights of its own for every pixel."""
     stage = StageSpec(
@@ -393,9 +406,10 @@ def _kernels(
         stages=(stage,),
         sigma=sigma,
         trained_sigma=_TRAINED_SIGMA,
+        taught=("signal-dependent", "gaussian"),
         source=source,
         weights=(name,),
-        shipped=False,
+        shipped=shipped,
     )
 
 

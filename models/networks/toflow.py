@@ -9,8 +9,10 @@ Where the paper leaves a choice, or is left, this file says so:
   four convolutions of 5x5 (16, 32, 16, 2 maps) where SPyNet has five of 7x7 (32, 64, 32, 16, 2), without normalisation.
   Each corrects the flow of the coarser one. The finest is scaled up to full size bilinearly.
 * The processing network has two convolutions of 9x9 and two of 1x1, 32 maps wide. What it gives is added to the noisy
-  frame, and is zero before training. Of the neighbours it reads what differs from the frame: its first layer is linear,
-  so it could compute the same from the neighbours, but from differences, whose mean is zero, it learns far faster.
+  frame, and is zero before training.
+* Of the neighbours both read what differs from the frame, in about unit variance. Their first layers are linear and
+  could compute the same from the neighbours themselves, but from differences, whose mean is zero, they learn far
+  faster. Measured 2026-11-21: what motion leaves between clean frames had fallen to 0.80 after 200 steps, else to 0.96.
 * A neighbour is read bilinearly, and beyond its edge the edge goes on. Where it is read is float32 whatever the layers
   compute in: bfloat16 cannot count the pixels of a row.
 """
@@ -26,6 +28,7 @@ MIDDLE = WINDOW // 2
 LEVELS = 4  # of the pyramid; the finest is at half size
 WIDTH = 32  # of the processing network
 SPREAD = 0.2  # about the standard deviation of pixels
+FLOW_SPREAD_PX = 8
 
 
 class FlowLevel(nn.Sequential):
@@ -65,8 +68,11 @@ class FlowNetwork(nn.Module):
             shrunk = 2 ** (LEVELS - index)
             if index:
                 moved = warped(F.avg_pool2d(neighbour, shrunk), flow)
-            given = torch.cat([F.avg_pool2d(frame, shrunk), moved, flow.to(moved.dtype)], 1)
-            flow = 2 * _twice(flow + level(given).float())
+            here = F.avg_pool2d(frame, shrunk)
+            given = torch.cat(
+                [(here - 0.5) / SPREAD, (moved - here) / SPREAD, flow.to(moved.dtype) / FLOW_SPREAD_PX], 1
+            )
+            flow = 2 * F.interpolate(flow + level(given).float(), scale_factor=2.0, mode="bilinear")
         return flow
 
 
@@ -149,10 +155,3 @@ def warped(neighbour: Tensor, flow: Tensor) -> Tensor:
         neighbour.float(), grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="border", align_corners=True
     )
     return read.to(neighbour.dtype)
-
-
-def _twice(flow: Tensor) -> Tensor:
-    """Bilinear upsampling, [N, 2, H, W] to [N, 2, 2H, 2W], as one transposed convolution: it exports as that."""
-    taps = flow.new_tensor([0.25, 0.75, 0.75, 0.25])
-    kernel = (taps[:, None] * taps).expand(2, 1, -1, -1)
-    return F.conv_transpose2d(F.pad(flow, (1, 1, 1, 1), "replicate"), kernel, stride=2, padding=3, groups=2)
