@@ -175,7 +175,7 @@ _FASTDVDNET_SIGMA = (5 / 255, 55 / 255)
 _FASTDVDNET_HALO_PX = 40  # how far a block reaches at all: 37 pixels, and the phase of its strides
 
 
-def _fastdvdnet(name: str, title: str, *, parameters: int, macs_per_pixel: int) -> DenoiserSpec:
+def _fastdvdnet(name: str, title: str, *, parameters: int, macs_per_pixel: int, shipped: bool = False) -> DenoiserSpec:
     """Two steps of one make; the figures are one step's."""
     first, second = (
         StageSpec(
@@ -197,7 +197,7 @@ def _fastdvdnet(name: str, title: str, *, parameters: int, macs_per_pixel: int) 
         trained_sigma=_FASTDVDNET_SIGMA,
         source=_FASTDVDNET_SOURCE,
         weights=(name,),
-        shipped=False,
+        shipped=shipped,
     )
 
 
@@ -206,6 +206,7 @@ FASTDVDNET = _fastdvdnet(
     "FastDVDnet, narrow: one small U-Net twice over five frames, told the noise level",
     parameters=699_576,
     macs_per_pixel=91_368,
+    shipped=True,
 )
 FASTDVDNET_PAPER = _fastdvdnet(
     "fastdvdnet.paper", "FastDVDnet at the paper's widths", parameters=1_239_548, macs_per_pixel=159_048
@@ -423,6 +424,7 @@ DEFORM3D = _kernels(
     halo_px=64,
     parameters=1_119_650,
     macs_per_pixel=155_052,
+    shipped=True,
 )
 DEFORM3D_KNOWN = _kernels(
     "deform3d.known",

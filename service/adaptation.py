@@ -28,7 +28,7 @@ from service.settings import Settings
 NEEDED = ("torch", "safetensors", "onnx", "onnxscript")
 LEAST_SIGMA = 1.5 / 255  # weaker noise is hardly told from texture
 MOST_BLOTCH = 1.6  # white noise of level 5 over detailed footage was found to have as much
-MOST_CLIPPED = 0.15  # of all values
+MOST_CUT = 0.25  # of all values
 _UNFINISHED = ".unfinished"  # a folder: what is trained in it has no name yet
 
 
@@ -67,7 +67,7 @@ def adapt_to_footage(wish: Wish, settings: Settings, tell: Callable[[str], None]
     from models.training.noise_fit import fit_noise
     from models.training.recipes import RECIPES
     from models.training.trainer import Report
-    from models.training.unsupervised import ESTIMATE, adapt
+    from models.training.unsupervised import ESTIMATE, Recorruption, adapt
 
     library = Library(settings.own_models_dir)
     library.check_new_name(wish.name, replaces=wish.replaces)
@@ -89,7 +89,7 @@ def adapt_to_footage(wish: Wish, settings: Settings, tell: Callable[[str], None]
         noise = fit_noise(clips)
         dark, light = noise.sigma_at(0.0), noise.sigma_at(1.0)
         tell(f"found noise of level {255 * dark:.1f} at black to {255 * light:.1f} at white (8-bit scale)")
-        for warning in _warnings(max(dark, light), noise.blotch, noise.clipped_share):
+        for warning in _warnings(max(dark, light), noise.blotch, Recorruption(noise).cut_share(clips)):
             tell(f"warning: {warning}")
         made = adapt(
             recipe,
@@ -217,7 +217,7 @@ def _put(weights: Path, name: str, base_name: str, adaptation: Adaptation, libra
     return own
 
 
-def _warnings(sigma: float, blotch: float, clipped_share: float) -> list[str]:
+def _warnings(sigma: float, blotch: float, cut_share: float) -> list[str]:
     told = []
     if sigma < LEAST_SIGMA:
         told.append(f"hardly any noise was found (level {255 * sigma:.1f}); there is little to learn from")
@@ -226,8 +226,11 @@ def _warnings(sigma: float, blotch: float, clipped_share: float) -> list[str]:
             f"the noise is blotchy, or there is hardly any: at twice the scale it is {blotch:.1f} times as strong as "
             "independent pixels would give. Compressed or processed footage keeps most of such noise"
         )
-    if clipped_share > MOST_CLIPPED:
-        told.append(f"{clipped_share:.0%} of all values are at an end of the range; such places teach nothing")
+    if cut_share > MOST_CUT:
+        told.append(
+            f"{cut_share:.0%} of the footage is so light or so dark that the range cuts its noise; there nothing is "
+            "learned, and the model stays as it was"
+        )
     return told
 
 

@@ -35,7 +35,6 @@ class NoiseFit:
     read: tuple[float, float, float]  # variance in the dark
     # Standard deviation of the noise at twice the scale over that at the finest: 1 where pixels are independent.
     blotch: float
-    clipped_share: float  # of all values, those at either end of the range
 
     def sigma_at(self, brightness: float) -> float:
         """Standard deviation at that brightness, the colours taken together."""
@@ -64,9 +63,8 @@ def fit_noise(clips: Sequence[NDArray[np.uint8]]) -> NoiseFit:
         shot, read = _line(*cells.variances())
         fits.append((shot, read))
         ratios.append(cells.deviation_at_twice_the_scale(shot, read))
-    clipped = float(np.mean([np.mean((frame == 0) | (frame == 255)) for frame in frames]))
     red, green, blue = fits
-    return NoiseFit((red[0], green[0], blue[0]), (red[1], green[1], blue[1]), float(np.median(ratios)), clipped)
+    return NoiseFit((red[0], green[0], blue[0]), (red[1], green[1], blue[1]), float(np.median(ratios)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +149,10 @@ class _Cells:
         detail = np.concatenate([plane.detail for plane in planes], axis=None)
         place = np.clip((brightness * _BINS).astype(int), 0, _BINS - 1)
         bins = []
-        for index in range(_BINS):
-            inside = place == index
-            if inside.sum() >= 2 * _LEAST_CELLS / step:
-                flat = inside & (detail <= np.quantile(detail[inside], _FLAT_SHARE))
-                bins.append((float(clipped[inside].mean()), brightness[flat], diagonal[flat]))
+        for first, last in _joined_bins(np.bincount(place, minlength=_BINS), round(2 * _LEAST_CELLS / step)):
+            inside = (place >= first) & (place < last)
+            flat = inside & (detail <= np.quantile(detail[inside], _FLAT_SHARE))
+            bins.append((float(clipped[inside].mean()), brightness[flat], diagonal[flat]))
         kept: list[tuple[Values, Values]] = []
         for bound in _CLIPPED:
             kept = [(levels, values) for share, levels, values in bins if share <= bound]
@@ -163,6 +160,16 @@ class _Cells:
             if kept and max(centres) - min(centres) >= _LEAST_SPAN:
                 break
         return kept
+
+
+def _joined_bins(counts: NDArray[np.int_], least: int) -> list[tuple[int, int]]:
+    """Neighbouring bins, first and behind the last, joined until they hold enough; what is left over is left out."""
+    joined, first = [], 0
+    for last in range(1, len(counts) + 1):
+        if counts[first:last].sum() >= least:
+            joined.append((first, last))
+            first = last
+    return joined
 
 
 def _mean_around(values: Values) -> Values:

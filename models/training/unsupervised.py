@@ -71,9 +71,14 @@ class Recorruption:
         planes = F.pad(observed.flatten(0, 1), (reach, reach, reach, reach), "reflect")
         brightness = F.avg_pool2d(planes, _SMOOTHED_PX, 1).view_as(observed).clamp(0, 1)
         shot, read = (observed.new_tensor(values)[:, None, None] for values in (self.noise.shot, self.noise.read))
-        variance = shot * brightness + read
+        variance: Tensor = shot * brightness + read
         is_cut = (brightness < _ROOM * read.sqrt()) | (brightness + _ROOM * variance.sqrt() > 1)
         return variance, is_cut
+
+    def cut_share(self, clips: Sequence[np.ndarray]) -> float:
+        """Of all values, those in places where the range cuts the noise."""
+        middle = [torch.from_numpy(clip[len(clip) // 2]).movedim(-1, 0)[None, None].float() / 255 for clip in clips]
+        return sum(float(self.noise_of(frame)[1].float().mean()) for frame in middle) / len(middle)
 
 
 class FootageSource:

@@ -103,12 +103,26 @@ def _cascade(network: nn.Module, noisy: Tensor, sigma: Tensor, *, apart: bool = 
     return spatial_only, frames
 
 
+ADAPTED_SPATIAL = Recipe(
+    name="fitvnet-spatial-adapted",
+    network="fitvnet-spatial",
+    restore=restore_image,
+    objective=supervised(restore_image, l2_norm_of_known),
+    phases=(Phase(0.0, 64, 16),),
+    learning_rate=2e-4,
+    warmup_steps=20,
+    gradient_clip=0.1,
+    ema_decay=0.99,
+    source="FITVNet equation (8) on recorrupted frames",
+)
+
 FITVNET_SPATIAL = Recipe(
     name="fitvnet-spatial",
     network="fitvnet-spatial",
     restore=restore_image,
     objective=supervised(restore_image, l2_norm),
     phases=(Phase(0.0, 64, 16), Phase(0.45, 96, 8), Phase(0.8, 128, 6)),
+    unsupervised=ADAPTED_SPATIAL,
     source="FITVNet equation (7), clean targets (jsc)",
 )
 
