@@ -300,6 +300,7 @@ REDNET = _for_images(
     parameters=298_947,
     macs_per_pixel=298_368,
     taught=("camera", "gaussian"),
+    shipped=True,
 )
 
 _DSC_SOURCE = "Zhao 2016, Image denoising with deep convolutional neural networks, Table 1"

@@ -147,10 +147,11 @@ def check_options(kind: Kind, spec: DenoiserSpec, options: Options, content_type
         BadInput: naming the value and its bound.
     """
     if options.sigma is not None:
-        most = spec.trained_sigma[1] * 255
-        if not 0 <= options.sigma <= most + _SIGMA_SLACK:
+        least, most = (level * 255 for level in spec.sigma or (0.0, spec.trained_sigma[1]))
+        if not least - _SIGMA_SLACK <= options.sigma <= most + _SIGMA_SLACK:
             raise BadInput(
-                f"sigma is {options.sigma:g}; model {spec.name} takes 0 to {most:g} (noise level on the 8-bit scale)"
+                f"sigma is {options.sigma:g}; model {spec.name} takes {least:g} to {most:g} "
+                "(noise level on the 8-bit scale)"
             )
     if not 0 <= options.strength <= 1:
         raise BadInput(f"strength is {options.strength:g}; it is a share from 0 to 1")

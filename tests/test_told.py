@@ -50,6 +50,16 @@ def test_it_is_told_what_the_caller_says():
     assert set(first.levels) | set(second.levels) == {float(np.float32(0.1))}
 
 
+def test_an_estimate_stays_within_what_the_denoiser_may_be_told():
+    bounded = replace(PICTURES, sigma=(10 / 255, 20 / 255))
+    denoiser, (engine,) = denoiser_of(bounded)
+    flat = np.full((48, 64, 3), 128, np.uint8)
+    denoiser.restore_picture(flat)
+    grain = np.random.default_rng(4).normal(128, 60, flat.shape).clip(0, 255).astype(np.uint8)
+    denoiser.restore_picture(grain)
+    assert list(engine.levels) == pytest.approx([10 / 255, 20 / 255])
+
+
 def test_a_blind_one_is_told_nothing():
     denoiser, (engine,) = denoiser_of(DNCNN)
     list(denoiser.restore_frames(clip(2)))

@@ -10,8 +10,7 @@ Where the paper leaves a choice, this file makes it:
   pixels are repeated, so that a corner is in four of them and not in one.
 * All patches of a frame go through the same, so it is a convolution: W_hx of 9x9 at stride 3, the other matrices of
   1x1 over the grid of patches. Patches are put back as nine shifted sums, one for each third of their sides.
-* The paper has no connection from input to output, and neither has this network: before training it gives grey. Its
-  output passes through inner layers as a whole, so that bfloat16 costs it more than a network that takes noise away.
+* The paper has no connection from input to output, and neither has this network: before training it gives grey.
 
 The network is causal: y(t) knows the frames up to t. `step` runs it as the paper's equations stand, over a clip of any
 length with the state carried on. A service that cuts videos into parts wants a part's frames to be those of the

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +83,7 @@ class Denoiser:
         """
         (stage,) = self.spec.stages
         if sigma is None and self.spec.sigma is not None:
-            sigma = estimate_sigma(pixels.transpose(2, 0, 1))
+            sigma = _estimated(self.spec, pixels.transpose(2, 0, 1))
         tally = tally if tally is not None else Tally()
         restored = np.empty_like(pixels)
         scale = np.float32(np.iinfo(pixels.dtype).max)
@@ -160,6 +161,13 @@ class Denoiser:
         return restored
 
 
+def _estimated(spec: DenoiserSpec, planes: NDArray[Any]) -> float:
+    """The noise level of [C, H, W], as near as the denoiser has been told any."""
+    assert spec.sigma is not None
+    low, high = spec.sigma
+    return min(max(estimate_sigma(planes), low), high)
+
+
 class _Estimates:
     """The noise level of the frame in the middle of each window, through all stages of a cascade.
 
@@ -169,6 +177,7 @@ class _Estimates:
     def __init__(self, spec: DenoiserSpec) -> None:
         # Before a window longer than one the clip is mirrored; estimates are made behind that, from the first stage on.
         assert spec.stages[0].frames > 1 or all(stage.frames == 1 for stage in spec.stages), spec.name
+        self._spec = spec
         self._stages = spec.stages
         self._channels = spec.channels
         # Of what each stage gave and the next one still reads, oldest first.
@@ -178,7 +187,7 @@ class _Estimates:
         """[T*C, H, W] noisy for the first stage; a later one has the level of the result in its middle."""
         index, middle = self._stages.index(stage), stage.frames // 2
         if index == 0:
-            level = estimate_sigma(planes[middle * self._channels : (middle + 1) * self._channels])
+            level = _estimated(self._spec, planes[middle * self._channels : (middle + 1) * self._channels])
         else:
             level = self._levels[index - 1][middle]
             self._levels[index - 1].popleft()
