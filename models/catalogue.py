@@ -23,6 +23,7 @@ class StageSpec:
     planes_out: int = 3
     multiple: int = 1  # height and width must be multiples of it
     halo_px: int  # context beyond which a pixel no longer feels its surroundings; measured, see docs/models.md
+    averages_all: bool = False  # over whatever it is given, a tile or a picture: tiles differ by a shade from the whole
     parameters: int  # as trained
     macs_per_pixel: int  # multiply-accumulates for one output pixel of one frame
 
@@ -146,7 +147,14 @@ PRIDNET = DenoiserSpec(
     kind="image",
     title="PRIDNet, narrow: channel attention, a pyramid of U-Nets, kernel selection; for noise of cameras",
     stages=(
-        StageSpec(name="pridnet", multiple=64, halo_px=_PRIDNET_HALO_PX, parameters=2_150_539, macs_per_pixel=130_756),
+        StageSpec(
+            name="pridnet",
+            multiple=64,
+            halo_px=_PRIDNET_HALO_PX,
+            averages_all=True,
+            parameters=2_150_539,
+            macs_per_pixel=130_756,
+        ),
     ),
     trained_sigma=_TRAINED_SIGMA,
     taught=("camera", "gaussian"),
@@ -160,7 +168,12 @@ PRIDNET_PAPER = DenoiserSpec(
     title="PRIDNet at the paper's widths",
     stages=(
         StageSpec(
-            name="pridnet.paper", multiple=256, halo_px=_PRIDNET_HALO_PX, parameters=74_228_123, macs_per_pixel=484_996
+            name="pridnet.paper",
+            multiple=256,
+            halo_px=_PRIDNET_HALO_PX,
+            averages_all=True,
+            parameters=74_228_123,
+            macs_per_pixel=484_996,
         ),
     ),
     trained_sigma=_TRAINED_SIGMA,
@@ -251,7 +264,7 @@ MWCNN = _for_images(
     "MWCNN, narrow: a U-Net that goes down and up by four levels of Haar wavelets; for noise of cameras",
     _MWCNN_SOURCE,
     multiple=16,
-    halo_px=64,
+    halo_px=80,
     parameters=2_281_036,
     macs_per_pixel=152_584,
     taught=("camera", "gaussian"),
@@ -262,7 +275,7 @@ MWCNN_PAPER = _for_images(
     "MWCNN at the paper's widths, with a fourth level",
     _MWCNN_SOURCE,
     multiple=16,
-    halo_px=64,
+    halo_px=80,
     parameters=24_438_476,
     macs_per_pixel=921_528,
     taught=("camera", "gaussian"),

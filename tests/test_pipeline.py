@@ -69,7 +69,11 @@ def test_half_strength_lies_between(shelf, photo):
 @pytest.mark.parametrize("name", IMAGE_DENOISERS)
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_tiles_join_without_a_seam(photo, name, backend):
-    """Less than half an 8-bit step anywhere; all in all far less than 0.01 dB."""
+    """Less than half an 8-bit step anywhere, less than one in bfloat16; all in all less than 0.02 dB.
+
+    What averages over all that it is given sees another picture in each tile, here of a ninth of the usual size: it is
+    half a step off in the mean, and where two meet there is no edge that could be seen.
+    """
     noisy = np.ascontiguousarray(np.tile(with_noise(photo, seed=4), (1, 2, 1))[:500, :760])
     settings = Settings(backend=backend)
     tiled = Shelf(settings.model_copy(update={"tile_px": 256})).denoiser(name)
@@ -77,9 +81,14 @@ def test_tiles_join_without_a_seam(photo, name, backend):
     planes = to_planes(noisy)
     (one,) = whole.restore_frames([planes])
     (other,) = tiled.restore_frames([planes])
-    assert np.abs(one - other).max() < 0.5 / 255
+    differences = np.abs(one - other) * 255
+    if whole.spec.stages[0].averages_all:
+        assert differences.mean() < 0.5
+        assert np.abs(np.diff(one - other, axis=2)).mean((0, 1)).max() < 1 / 255
+    else:
+        assert differences.max() < (1.0 if whole.precision == "bf16" else 0.5)
     clean = to_planes(np.ascontiguousarray(np.tile(photo, (1, 2, 1))[:500, :760]))
-    assert abs(psnr_db(one, clean) - psnr_db(other, clean)) < 0.01
+    assert abs(psnr_db(one, clean) - psnr_db(other, clean)) < 0.02
 
 
 def test_video_tiles_join_without_a_seam(photo):

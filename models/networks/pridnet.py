@@ -86,7 +86,7 @@ class NoiseEstimation(nn.Module):
         self.layers = nn.ModuleList(
             nn.Conv2d(channels if index == 0 else width, width, 3, padding=1) for index in range(4)
         )
-        self.squeeze = nn.Conv2d(width, ATTENTION_WIDTH, 1)  # fully connected layers, over maps of one pixel
+        self.squeeze = _squeeze(width, ATTENTION_WIDTH)
         self.excite = nn.Conv2d(ATTENTION_WIDTH, width, 1)
         self.last = nn.Conv2d(width, channels, 3, padding=1)
 
@@ -137,7 +137,7 @@ class KernelSelection(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList(nn.Conv2d(channels, channels, size, padding=size // 2) for size in KERNELS_PX)
-        self.squeeze = nn.Conv2d(channels, SELECTION_WIDTH, 1)
+        self.squeeze = _squeeze(channels, SELECTION_WIDTH)
         self.select = nn.ModuleList(nn.Conv2d(SELECTION_WIDTH, channels, 1) for _ in KERNELS_PX)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -146,6 +146,14 @@ class KernelSelection(nn.Module):
         squeezed = F.relu(self.squeeze(torch.stack(views).sum(0).mean((2, 3), keepdim=True)))
         votes = torch.stack([vote(squeezed) for vote in self.select]).softmax(0)
         return sum((view * vote for view, vote in zip(views, votes.unbind(), strict=True)), torch.zeros(()))
+
+
+def _squeeze(inputs: int, outputs: int) -> nn.Conv2d:
+    """A fully connected layer, over maps of one pixel. So few outputs might all start in their ReLU's dead half."""
+    layer = nn.Conv2d(inputs, outputs, 1)
+    assert layer.bias is not None
+    nn.init.ones_(layer.bias)
+    return layer
 
 
 def _convolutions(count: int, inputs: int, outputs: int) -> nn.Sequential:

@@ -3,8 +3,14 @@
 Wang, Zhou, Cheng 2020, equation (8), teach a network from two noisy frames of one scene whose noise is independent.
 Footage has one. Recorruption (Pang et al. 2021, "Recorrupted-to-Recorrupted", CVPR, section 3) makes two of it: with
 noise z drawn anew, of the variance that the footage's own has, y + a * z is what goes in and y - z / a what should come
-out. The noise of the two is uncorrelated, and independent if it is Gaussian: in expectation the squared error against
-such a target is that against the clean frame, and the target's variance on top.
+out. Whatever goes in, the mean of what should come out is then the clean frame: in expectation the squared error
+against such a target is that against the clean frame, and the target's variance on top.
+
+That holds for Gaussian noise. Light that is counted is skewed, and a network finds out: it learned to leave noise in
+that the target shares, and lost 2 dB where the error against targets told of a gain. For counted light the condition is
+met by z that is counted too. A pixel of P photons, each worth s, meets Q drawn with a mean of a^2 times its own: of the
+sum P + Q, which goes in, each photon is one of P with chance 1 / (1 + a^2), so that s * (P - Q / a^2) has the mean zero
+beside the clean value. Hence a * z is s * Q less its mean, and Gaussian for the rest.
 
 It rests on three things. The noise of a pixel is independent of its neighbours': compression, demosaicing and
 denoising in the camera end that, and what they have left is then learned as if it were picture. Its variance is known:
@@ -39,6 +45,7 @@ LEAST_TO_DIVIDE = 3  # times as long as what is held out must a clip be; of shor
 WATCHED_CROPS = 6
 WATCHED_SIZE_PX = 96
 _SMOOTHED_PX = 5
+_LEAST_SHOT = 1e-5  # with less a white pixel has 100 000 photons, and their noise is below 1 % of the range
 _ROOM = 1.0  # standard deviations from an end of the range; nearer to it clipping shifts the mean by 8 % of one or more
 
 
@@ -55,30 +62,41 @@ class Recorruption:
         A target is not a number where the mean of the noise is not zero, because the range cuts it.
         """
         generator = torch.Generator(observed.device).manual_seed(seed)
-        drawn = torch.randn(observed.shape, generator=generator, device=observed.device)
-        variance, is_clipped = self.noise_of(observed)
-        drawn *= variance.sqrt()
-        target = (observed - drawn / self.strength).masked_fill(is_clipped, math.nan)
+        shot, read = self._parts(observed)
+        worth = shot.clamp(min=_LEAST_SHOT)  # of a photon
+        mean = self.strength**2 * _around(observed) / worth
+        drawn = worth * (torch.poisson(mean, generator=generator) - mean) / self.strength
+        drawn += read.sqrt() * torch.randn(observed.shape, generator=generator, device=observed.device)
+        target = (observed - drawn / self.strength).masked_fill(self.noise_of(observed)[1], math.nan)
         return observed + self.strength * drawn, target
 
     def noise_of(self, observed: Tensor) -> tuple[Tensor, Tensor]:
         """The variance of the footage's own noise, and where the range has cut it: both [N, T, 3, H, W].
 
-        By the brightness around each pixel: by that of the pixel alone both would follow the noise itself. In the dark
-        only the part that does not grow with light is cut: photons are not counted below zero.
+        In the dark only the part that does not grow with light is cut: photons are not counted below zero.
         """
-        reach = _SMOOTHED_PX // 2
-        planes = F.pad(observed.flatten(0, 1), (reach, reach, reach, reach), "reflect")
-        brightness = F.avg_pool2d(planes, _SMOOTHED_PX, 1).view_as(observed).clamp(0, 1)
-        shot, read = (observed.new_tensor(values)[:, None, None] for values in (self.noise.shot, self.noise.read))
+        shot, read = self._parts(observed)
+        brightness = _around(observed)
         variance: Tensor = shot * brightness + read
         is_cut = (brightness < _ROOM * read.sqrt()) | (brightness + _ROOM * variance.sqrt() > 1)
         return variance, is_cut
+
+    def _parts(self, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Both variances so that they meet [N, T, 3, H, W]."""
+        shot, read = (observed.new_tensor(values)[:, None, None] for values in (self.noise.shot, self.noise.read))
+        return shot, read
 
     def cut_share(self, clips: Sequence[np.ndarray]) -> float:
         """Of all values, those in places where the range cuts the noise."""
         middle = [torch.from_numpy(clip[len(clip) // 2]).movedim(-1, 0)[None, None].float() / 255 for clip in clips]
         return sum(float(self.noise_of(frame)[1].float().mean()) for frame in middle) / len(middle)
+
+
+def _around(observed: Tensor) -> Tensor:
+    """Brightness around each pixel; that of the pixel alone would follow its noise."""
+    reach = _SMOOTHED_PX // 2
+    planes = F.pad(observed.flatten(0, 1), (reach, reach, reach, reach), "reflect")
+    return F.avg_pool2d(planes, _SMOOTHED_PX, 1).view_as(observed).clamp(0, 1)
 
 
 class FootageSource:
