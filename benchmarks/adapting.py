@@ -1,11 +1,12 @@
 """What adapting to noisy footage gains, on footage whose clean frames are known to this script alone.
 
-A clean clip is made dark and noisy as a camera at night makes it: its light is halved, of what would make a white pixel
-five photons are counted, and the electronics add noise of level 2 (8-bit scale); frames are clipped and rounded to 8
-bits. FITVNet is adapted to the noisy frames as `quietframe train fitvnet --unsupervised` does, and PSNR against the
-clean ones is measured before and after.
+A clean clip is made dark and noisy as a camera does that counts photons: less light falls in, so many photons make what
+would be a white pixel, the electronics blur the count, and the frames are clipped and rounded to 8 bits. FITVNet is
+adapted to the noisy frames as `quietframe train fitvnet --unsupervised` does, and PSNR against the clean ones is
+measured before and after. The camera is one by lamp light unless told: its white balance amplifies red twice and blue
+six times as much as green.
 
-    python benchmarks/adapting.py --clean CLIP [--clean CLIP ...] [--minutes 10]
+    python benchmarks/adapting.py --clean CLIP [--others CLIP] [--minutes 10] [--light 0.6] [--photons 50 100 16.7]
 
 A CLIP is a video or a folder of frames. Clips named with `--others` get the same noise and are measured, but nothing is
 learned from them.
@@ -28,7 +29,6 @@ from service.settings import Settings
 
 Frame = NDArray[np.float32] | NDArray[np.uint8]  # [H, W, 3]
 
-EXPOSURE, PHOTONS, READ_LEVEL = 0.5, 5.0, 2.0
 NAME = "night"
 
 
@@ -39,6 +39,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--frames", type=int, default=40, help="of each clip, to learn from")
     parser.add_argument("--measured", type=int, default=12, help="of each clip, to measure on")
+    parser.add_argument("--light", type=float, default=0.6, help="share of it that falls in")
+    parser.add_argument("--photons", type=float, nargs=3, default=(50, 100, 16.7), help="of red, green and blue")
+    parser.add_argument("--electronics", type=float, default=1.2, help="deviation of their noise, in photons")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 
@@ -46,7 +49,7 @@ def main() -> None:
         work = Path(made)
         settings = Settings(data_dir=work / "data", threads=arguments.threads)
         pairs = {
-            path: _recorded_at_night(_first_frames(path, arguments.frames, settings), seed)
+            path: _recorded(_first_frames(path, arguments.frames, settings), arguments, seed)
             for seed, path in enumerate([*arguments.clean, *arguments.others])
         }
         footage = work / "footage"
@@ -72,13 +75,14 @@ def _first_frames(path: Path, count: int, settings: Settings) -> NDArray[np.uint
     return read_footage([path], settings)[0][:count]
 
 
-def _recorded_at_night(frames: NDArray[np.uint8], seed: int) -> tuple[list[Frame], list[Frame]]:
+def _recorded(frames: NDArray[np.uint8], camera: argparse.Namespace, seed: int) -> tuple[list[Frame], list[Frame]]:
     """Clean and noisy frames as that camera gives them."""
     rng = np.random.default_rng(seed)
-    clean: list[Frame] = [frame.astype(np.float32) / 255 * np.float32(EXPOSURE) for frame in frames]
+    photons = np.array(camera.photons, np.float32)
+    clean: list[Frame] = [frame.astype(np.float32) / 255 * np.float32(camera.light) for frame in frames]
     noisy: list[Frame] = []
     for frame in clean:
-        counted = rng.poisson(frame * PHOTONS) / PHOTONS + rng.normal(0, READ_LEVEL / 255, frame.shape)
+        counted = (rng.poisson(frame * photons) + rng.normal(0, camera.electronics, frame.shape)) / photons
         noisy.append((counted.clip(0, 1) * 255).round().astype(np.uint8))
     return clean, noisy
 

@@ -23,8 +23,8 @@ _FLAT_SHARE = 0.5  # of the cells of a bin, those with the least detail
 _CLIPPED = (0.02, 0.2, 1.0)  # of a bin's cells, at most: clipping takes away noise
 _LEAST_SPAN = 0.2  # of brightness, for a line to be fitted
 _MEDIAN_OF_ABSOLUTE_NORMAL = 0.6745
-_CUT = 2.5  # standard deviations; beyond them is more picture than noise
-_POWER_WITHIN_CUT = 0.91126  # of a normal distribution's values inside the cut, over its variance
+_CUT = 3.5  # standard deviations; beyond them is more picture than noise
+_POWER_WITHIN_CUT = 0.99389  # of a normal distribution's values inside the cut, over its variance
 
 
 @dataclass(frozen=True, slots=True)
