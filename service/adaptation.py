@@ -108,6 +108,8 @@ def adapt_to_footage(wish: Wish, settings: Settings, tell: Callable[[str], None]
     except ValueError as err:  # of the networks' room, which knows no input that is bad
         raise BadInput(str(err)) from err
     tell(f"held-out frames: {_decibels(made.before_db)} before, {_decibels(made.after_db)} after; exporting")
+    if made.after_db < made.before_db:
+        tell(f"warning: by this estimate {recipe.network} was better as it was; compare the two before you use it")
     adaptation = Adaptation(
         recipe=recipe.name,
         data=", ".join(path.name for path in wish.data),

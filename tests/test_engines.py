@@ -109,6 +109,11 @@ def test_an_engine_restores_as_the_network_does(stage_name, run, opened, home):
             assert psnr_db(restored, expected) > 55
 
 
+def test_threads_are_not_pinned_to_cores_that_another_worker_pins_its_own_to(opened):
+    engine = opened("fitvnet-spatial", "openvino")
+    assert engine._request.get_compiled_model().get_property("ENABLE_CPU_PINNING") is False
+
+
 @pytest.mark.skipif(not HAS_BF16, reason="needs a CPU with bfloat16")
 @pytest.mark.parametrize("stage_name", ["fitvnet-spatial", "rednet", "dsc"])
 def test_the_picture_itself_is_not_rounded_to_bfloat16(stage_name, opened):

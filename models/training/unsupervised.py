@@ -1,17 +1,18 @@
 """How is a denoiser adapted to noisy footage of which nobody has clean frames?
 
 Wang, Zhou, Cheng 2020, equation (8), teach a network from two noisy frames of one scene whose noise is independent.
-Footage has one. Recorruption (Pang et al. 2021, "Recorrupted-to-Recorrupted", CVPR) makes two of it: with noise
-z drawn anew, of the variance that the footage's own has, y + a * z is what goes in and y - z / a what should come
-out. Whatever goes in, the mean of what should come out is then the clean frame: in expectation the squared error
-against such a target is that against the clean frame, and the target's variance on top.
+Footage has one. Recorruption (Pang et al. 2021, "Recorrupted-to-Recorrupted", CVPR) makes two of it: with noise z drawn
+anew, of the variance that the footage's own has, y + a * z is what goes in and y - z / a what should come out. Whatever
+goes in, the mean of what should come out is then the clean frame: in expectation the squared error against such a
+target is that against the clean frame, and the target's variance on top.
 
 That holds for Gaussian noise. Light that is counted is skewed, and a network finds out: with Gaussian z it learned to
 leave noise in that the target shares, and lost 2 dB where the error against targets told of a gain (our measurement,
 2026-11-21, five photons a pixel at most). Monroy, Bacca, Tachella 2024, arXiv:2412.04648, divide the photons that were
-counted; that needs their number, which electronics blur. Here z is counted too, which does the same without. A pixel of P photons, each worth s, meets Q drawn with a mean of a^2 times its own: of the
-sum P + Q, which goes in, each photon is one of P with chance 1 / (1 + a^2), so that s * (P - Q / a^2) has the mean zero
-beside the clean value. Hence a * z is s * Q less its mean, and Gaussian for the rest.
+counted; that needs their number, which electronics blur. Here z is counted too, which does the same without: a pixel of
+P photons, each worth s, meets Q drawn with a mean of a^2 times its own. P + Q goes in, each of them one of P with
+chance 1 / (1 + a^2), so that s * (P - Q / a^2) is zero in the mean, whatever the sum. Hence a * z is s * Q less its
+mean, and Gaussian for the part of the noise that does not grow with light.
 
 It rests on three things. The noise of a pixel is independent of its neighbours': compression, demosaicing and
 denoising in the camera end that, and what they have left is then learned as if it were picture. Its variance is known:
