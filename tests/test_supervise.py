@@ -240,9 +240,11 @@ def test_workers_end_when_their_supervisor_is_killed(fresh_redis_url, data_dir):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.anyio
-async def test_a_second_ctrl_c_changes_nothing_about_a_clean_end(fresh_redis_url, queue, data_dir, clip):
+async def test_a_second_ctrl_c_changes_nothing_about_a_clean_end(fresh_redis_url, queue, data_dir):
+    file = io.BytesIO()
+    write_clip(file, moving_clip(read_photo()))  # long enough to be still at work when it is told to end
     with crew(fresh_redis_url, data_dir, 2, drain_s=0) as running:
-        job_id = await put_clip(queue, data_dir, clip)
+        job_id = await put_clip(queue, data_dir, file.getvalue())
         async for _, event in queue.events(job_id, None):
             if event.get("state") == "running":
                 break
