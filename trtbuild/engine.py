@@ -15,6 +15,18 @@ class BackendUnavailable(QuietframeError):
     """This machine cannot run that backend; the message says why and what would help."""
 
 
+class ShapeOutsideProfile(QuietframeError):
+    """This batch, height or width is one that the engine was not built for; the message gives both."""
+
+
+class OutOfDeviceMemory(QuietframeError):
+    """The GPU has no room for this; a smaller batch or a smaller tile may have."""
+
+
+class EngineFailed(QuietframeError):
+    """A backend could not build or run a stage, and said so; the message holds its own words."""
+
+
 class Engine(Protocol):
     """One stage of a denoiser, loaded and ready. Not safe for two threads at once: callers take turns."""
 
