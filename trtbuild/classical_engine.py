@@ -25,6 +25,8 @@ class ClassicalEngine:
     """One picture after the other, each with its own noise level, which must be told."""
 
     backend = "classical"
+    batch = 1
+    contexts = 1
 
     def __init__(self, method: Method, precision: Precision) -> None:
         self._method = method

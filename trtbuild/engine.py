@@ -28,7 +28,7 @@ class EngineFailed(QuietframeError):
 
 
 class Engine(Protocol):
-    """One stage of a denoiser, loaded and ready. Not safe for two threads at once: callers take turns."""
+    """One stage of a denoiser, loaded and ready. Callers take turns where more would come at once than it has contexts."""
 
     @property
     def backend(self) -> str:
@@ -37,6 +37,14 @@ class Engine(Protocol):
     @property
     def precision(self) -> Precision:
         """What the inner layers compute in; inputs and outputs are float32."""
+
+    @property
+    def batch(self) -> int:
+        """How many windows it does best at a time; more may be refused."""
+
+    @property
+    def contexts(self) -> int:
+        """How many threads may be in `denoise` at once."""
 
     def denoise(self, noisy: Array, sigma: Array) -> Array:
         """Run the stage on a batch of windows.

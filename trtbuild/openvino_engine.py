@@ -38,6 +38,8 @@ class OpenVinoEngine:
     """
 
     backend = "openvino"
+    batch = 1
+    contexts = 1
 
     def __init__(self, compiled: Any, precision: Precision) -> None:
         self._request = compiled.create_infer_request()

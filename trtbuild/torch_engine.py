@@ -17,6 +17,8 @@ class TorchEngine:
     """A stage's module on one device."""
 
     backend = "torch"
+    batch = 1
+    contexts = 1
 
     def __init__(self, module: nn.Module, device: str, precision: Precision) -> None:
         self._device, self._type = torch.device(device), _TYPES[precision]
