@@ -4,12 +4,12 @@ An engine's plan is code: whoever loads one runs it. So there is one folder, of 
 but by `Store.write`; and before a byte comes out, its manifest's HMAC is checked under a secret that never leaves the
 folder, and the payload's SHA-256 against the manifest.
 
-    secret              32 random bytes, the HMAC's key
-    {digest}.json       the manifest: key, facts, size and SHA-256 of the payload, HMAC over all of these
-    {digest}-{sha}.bin  the payload; named for its bytes, so that a new one never lies under an old manifest
-    {digest}.lock       held by the process that builds
-    set-aside/          entries that were not what was put in, for whoever wants to know why
-    *.part              being written
+    secret          32 random bytes, the HMAC's key
+    {digest}.entry  a line of JSON, the manifest: key, facts, size and SHA-256 of the payload, HMAC over all of these;
+                    then the payload. One file, so that a writer replaces both or neither
+    {digest}.lock   held by the process that builds
+    set-aside/      entries that were not what was put in, for whoever wants to know why
+    *.part          being written
 """
 
 import fcntl
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from models.errors import QuietframeError
 
@@ -33,10 +33,10 @@ JSON = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
 SCHEMA = 1  # of the manifest; entries of another are as good as none
 _SECRET_BYTES = 32
-_MANIFEST_BYTES = 1 << 20  # far above any; a longer file is not ours
+_MANIFEST_BYTES = 1 << 20  # far above any
 _POLL_S = 0.1
 _UNFINISHED_S = 24 * 3600.0  # nobody writes for a day: what is older was left by a process that was killed
-_MANIFEST_NAME = re.compile(r"[0-9a-f]{64}\.json")
+_ENTRY_NAME = re.compile(r"[0-9a-f]{64}\.entry")
 _NAMING = ("kind", "stage", "backend", "precision", "device")  # the fields that a reader would name an entry by
 
 
@@ -80,8 +80,8 @@ class Stored:
     """An entry, as its manifest tells."""
 
     key: Key
-    path: Path  # of the payload
-    size_bytes: int
+    path: Path
+    size_bytes: int  # of the payload
     made_at: float  # seconds since 1970
     facts: Mapping[str, JSON]  # what the builder had to say
 
@@ -118,50 +118,44 @@ class Store:
         Raises:
             Tampered: what lies there is not what was written; it has been set aside.
         """
-        path = self._manifest_path(key.digest)
-        seen: bytes | None = None
-        while True:
-            manifest = _read_own(path, _MANIFEST_BYTES)
-            if manifest is None:
-                return None
-            try:
-                stored, sha256 = self._understood(manifest, key.digest)
-                payload = self._payload(stored, sha256)
-            except _Wrong as wrong:
-                # Somebody may have written it anew between the two reads; then there is another manifest by now.
-                if wrong.payload_gone and manifest != seen:
-                    seen = manifest
-                    continue
-                if wrong.stale:
-                    return None
-                self._set_aside(key.digest, manifest)
-                raise Tampered(f"{key.name}: {wrong}; it was set aside in {self.folder / 'set-aside'}") from wrong
-            return payload, stored.facts
+        path = self._entry_path(key.digest)
+        try:
+            with _opened(path) as file:
+                stored, sha256 = self._understood(file.readline(_MANIFEST_BYTES), key.digest)
+                payload = _payload(file, stored, sha256)
+        except FileNotFoundError:
+            return None
+        except _OtherSchema:
+            return None
+        except _Wrong as wrong:
+            self._set_aside(path)
+            raise Tampered(f"{key.name}: {wrong}; it was set aside in {self.folder / 'set-aside'}") from wrong
+        return payload, stored.facts
 
     def write(self, key: Key, payload: bytes, facts: Mapping[str, JSON] | None = None) -> Stored:
         """Put in a payload, in place of the one that was there; a reader sees either, whole. An empty one is fine."""
-        sha256 = hashlib.sha256(payload).hexdigest()
         body: dict[str, JSON] = {
             "schema": SCHEMA,
             "name": key.name,
             "key": key.fields,
             "size_bytes": len(payload),
-            "sha256": sha256,
+            "sha256": hashlib.sha256(payload).hexdigest(),
             "made_at": time.time(),
             "facts": facts or {},
         }
-        manifest = json.dumps({**body, "hmac": self._hmac(body)}, indent=1, sort_keys=True).encode()
-        digest = key.digest
-        self._publish(self._payload_path(digest, sha256), payload)
-        self._publish(self._manifest_path(digest), manifest)
-        for other in self.folder.glob(f"{digest}-*.bin"):
-            if other != self._payload_path(digest, sha256):
-                other.unlink(missing_ok=True)
-        return self._understood(manifest, digest)[0]
+        manifest = _canonical({**body, "hmac": self._hmac(body)}) + b"\n"
+        part = self._part(manifest, payload)
+        try:
+            part.rename(self._entry_path(key.digest))
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        _sync_folder(self.folder)
+        return self._understood(manifest, key.digest)[0]
 
     def remove(self, key: Key) -> None:
         """Take out an entry, if it is there."""
-        self._remove(key.digest)
+        self._entry_path(key.digest).unlink(missing_ok=True)
 
     @contextmanager
     def lock(
@@ -200,7 +194,7 @@ class Store:
         return sorted(self._checks(payloads=True), key=lambda check: (check.name, check.digest))
 
     def prune(self, unwanted: Callable[[Stored], bool]) -> list[Stored]:
-        """Remove entries, and whatever lies about: of another schema, set aside, without manifest, left unfinished.
+        """Remove entries, and whatever lies about: of another schema, tampered with, set aside, left unfinished.
 
         Entries that somebody is about to build stay.
 
@@ -214,7 +208,7 @@ class Store:
                 if descriptor is None:
                     continue
                 try:
-                    self._remove(check.digest)
+                    self._entry_path(check.digest).unlink(missing_ok=True)
                     # Whoever waits for it finds that it is another file by now, and takes that one.
                     self._lock_path(check.digest).unlink()
                 finally:
@@ -228,24 +222,23 @@ class Store:
         for path in self.folder.glob("set-aside/*"):
             path.unlink(missing_ok=True)
         long_ago = time.time() - _UNFINISHED_S
-        for path in [*self.folder.glob("*.part"), *self.folder.glob("*.bin")]:
+        for path in self.folder.glob("*.part"):
             with suppress(FileNotFoundError):
-                homeless = path.suffix == ".part" or not self._manifest_path(path.name.split("-")[0]).exists()
-                if homeless and path.stat().st_mtime < long_ago:
+                if path.stat().st_mtime < long_ago:
                     path.unlink()
 
     def _checks(self, *, payloads: bool) -> Iterator[Checked]:
         for path in sorted(self.folder.iterdir()):
-            if not _MANIFEST_NAME.fullmatch(path.name):
+            if not _ENTRY_NAME.fullmatch(path.name):
                 continue
             stored, problem, digest = None, None, path.stem
             try:
-                manifest = _read_own(path, _MANIFEST_BYTES)
-                if manifest is None:
-                    continue  # it was taken out in this moment
-                stored, sha256 = self._understood(manifest, digest)
-                if payloads:
-                    self._payload(stored, sha256)
+                with _opened(path) as file:
+                    stored, sha256 = self._understood(file.readline(_MANIFEST_BYTES), digest)
+                    if payloads:
+                        _payload(file, stored, sha256)
+            except FileNotFoundError:
+                continue  # it was taken out in this moment
             except _Wrong as wrong:
                 problem = str(wrong)
             yield Checked(
@@ -257,7 +250,7 @@ class Store:
         try:
             body: dict[str, Any] = json.loads(manifest)
             if body.get("schema") != SCHEMA:
-                raise _Wrong(f"it is of schema {body.get('schema')!r}, not {SCHEMA}", stale=True)
+                raise _OtherSchema(f"it is of schema {body.get('schema')!r}, not {SCHEMA}")
             given = str(body.pop("hmac"))
             expected = self._hmac(body)
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as err:
@@ -270,20 +263,12 @@ class Store:
         sha256: str = body["sha256"]
         stored = Stored(
             key=key,
-            path=self._payload_path(digest, sha256),
+            path=self._entry_path(digest),
             size_bytes=body["size_bytes"],
             made_at=body["made_at"],
             facts=body["facts"],
         )
         return stored, sha256
-
-    def _payload(self, stored: Stored, sha256: str) -> bytes:
-        payload = _read_own(stored.path, stored.size_bytes)
-        if payload is None:
-            raise _Wrong("its payload is gone", payload_gone=True)
-        if len(payload) != stored.size_bytes or hashlib.sha256(payload).hexdigest() != sha256:
-            raise _Wrong("its payload is not the one that its manifest was written for")
-        return payload
 
     def _hmac(self, body: Mapping[str, JSON]) -> str:
         return hmac.new(self._secret, _canonical(body), hashlib.sha256).hexdigest()
@@ -291,8 +276,7 @@ class Store:
     def _own_secret(self) -> bytes:
         path = self.folder / "secret"
         try:
-            kept = _read_own(path, _SECRET_BYTES)
-            if kept is None:
+            if not path.exists():
                 part = self._part(secrets.token_bytes(_SECRET_BYTES))
                 try:
                     # Of two processes that come at once one makes the secret, and both go by it.
@@ -301,44 +285,29 @@ class Store:
                 finally:
                     part.unlink()
                 _sync_folder(self.folder)
-                kept = _read_own(path, _SECRET_BYTES)
+            with _opened(path) as file:
+                kept = file.read(_SECRET_BYTES + 1)
         except _Wrong as err:
             raise UnsafeStore(f"{path}: {err}") from err
-        if kept is None or len(kept) != _SECRET_BYTES:
+        if len(kept) != _SECRET_BYTES:
             raise UnsafeStore(f"{path} is not a secret of {_SECRET_BYTES} bytes; remove it, and all is built anew")
         return kept
 
-    def _set_aside(self, digest: str, manifest: bytes) -> None:
+    def _set_aside(self, path: Path) -> None:
         aside = self.folder / "set-aside"
         with suppress(FileExistsError):
             aside.mkdir(mode=0o700)
-        with suppress(OSError, _Wrong):  # somebody else did
-            if _read_own(self._manifest_path(digest), _MANIFEST_BYTES) != manifest:
-                return  # a good one was written in the meantime
-            number = time.time_ns()
-            for path in [self._manifest_path(digest), *self.folder.glob(f"{digest}-*.bin")]:
-                path.rename(aside / f"{number}-{path.name}")
+        # Somebody else may have done it, or have written a good one in this moment, which is then built once more.
+        with suppress(FileNotFoundError):
+            path.rename(aside / f"{time.time_ns()}-{path.name}")
 
-    def _remove(self, digest: str) -> None:
-        for path in [self._manifest_path(digest), *self.folder.glob(f"{digest}-*.bin")]:
-            path.unlink(missing_ok=True)
-
-    def _publish(self, path: Path, content: bytes) -> None:
-        part = self._part(content)
-        try:
-            part.rename(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        _sync_folder(self.folder)
-
-    def _part(self, content: bytes) -> Path:
+    def _part(self, *content: bytes) -> Path:
         """A new file with this content, safely on the disk, for nobody else to read."""
         part = self.folder / f"{secrets.token_hex(16)}.part"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
+                file.writelines(content)
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
@@ -362,11 +331,8 @@ class Store:
         os.close(descriptor)
         return None
 
-    def _manifest_path(self, digest: str) -> Path:
-        return self.folder / f"{digest}.json"
-
-    def _payload_path(self, digest: str, sha256: str) -> Path:
-        return self.folder / f"{digest}-{sha256[:16]}.bin"
+    def _entry_path(self, digest: str) -> Path:
+        return self.folder / f"{digest}.entry"
 
     def _lock_path(self, digest: str) -> Path:
         return self.folder / f"{digest}.lock"
@@ -375,9 +341,9 @@ class Store:
 class _Wrong(Exception):
     """Why an entry cannot be given out."""
 
-    def __init__(self, why: str, *, payload_gone: bool = False, stale: bool = False) -> None:
-        super().__init__(why)
-        self.payload_gone, self.stale = payload_gone, stale
+
+class _OtherSchema(_Wrong):
+    """It was written by another version of ours."""
 
 
 def _by_name(stored: Stored) -> tuple[str, str]:
@@ -403,23 +369,33 @@ def _refuse_if_shared(folder: Path) -> None:
         )
 
 
-def _read_own(path: Path, limit_bytes: int) -> bytes | None:
-    """The file's bytes, or None if there is none; one more than the limit of a longer one.
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, if nobody else can have written it.
 
     Raises:
-        _Wrong: it is a link, or somebody else could have written it.
+        FileNotFoundError: there is none.
+        _Wrong: it is a link, or others could have written it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        return None
+        raise
     except OSError as err:
         raise _Wrong(f"{path.name} cannot be opened: {err.strerror}") from err
     with os.fdopen(descriptor, "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
             raise _Wrong(f"{path.name} is not a file of this user alone")
-        return file.read(limit_bytes + 1)
+        yield file
+
+
+def _payload(file: BinaryIO, stored: Stored, sha256: str) -> bytes:
+    """What follows the manifest, if it is what the manifest was written for."""
+    payload = file.read(stored.size_bytes + 1)
+    if len(payload) != stored.size_bytes or hashlib.sha256(payload).hexdigest() != sha256:
+        raise _Wrong("its payload is not the one that its manifest was written for")
+    return payload
 
 
 def _sync_folder(folder: Path) -> None:
