@@ -20,7 +20,8 @@ from support import median
 
 from models.catalogue import CATALOGUE
 from models.quality import psnr_db
-from service.demo import PHOTO, Image
+from models.samples import PORTRAIT
+from service.demo import Image
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
 
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
-    paths = [PHOTO]
+    paths = [PORTRAIT]
     if arguments.data:
         paths = [path for path in sorted(arguments.data.iterdir()) if path.suffix.lower() in {".png", ".jpg", ".jpeg"}]
     clean = [np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), np.uint8) for path in paths]

@@ -14,7 +14,7 @@ import numpy as np
 
 from models.catalogue import CATALOGUE
 from models.noise import add_gaussian
-from service.demo import PHOTO
+from models.samples import PORTRAIT
 from service.pipeline.denoiser import to_planes
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
@@ -27,7 +27,7 @@ LEVELS = (5, 25, 50)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=[name for name, spec in CATALOGUE.items() if spec.weights])
-    parser.add_argument("--picture", type=Path, default=PHOTO, help="at least 480 pixels wide")
+    parser.add_argument("--picture", type=Path, default=PORTRAIT, help="at least 480 pixels wide")
     arguments = parser.parse_args()
     pixels = np.asarray(cv2.imread(str(arguments.picture), cv2.IMREAD_COLOR_RGB), np.uint8)
 

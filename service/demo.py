@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.quality import ssim
+from models.samples import PORTRAIT
 
-PHOTO = Path(__file__).parent / "samples" / "portrait.png"
 OUTPUT = Path("demo-output")
 SIGMA = 25 / 255
 SEED = 2026
@@ -88,9 +88,9 @@ def running_service(**settings: object) -> Iterator[str]:
 
 def read_photo() -> Image:
     """The sample portrait, 512x512."""
-    decoded = cv2.imread(str(PHOTO), cv2.IMREAD_COLOR_RGB)
+    decoded = cv2.imread(str(PORTRAIT), cv2.IMREAD_COLOR_RGB)
     if decoded is None:
-        raise FileNotFoundError(f"{PHOTO} is missing from the installation")
+        raise FileNotFoundError(f"{PORTRAIT} is missing from the installation")
     return np.asarray(decoded, np.uint8)
 
 

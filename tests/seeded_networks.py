@@ -1,5 +1,6 @@
 """What do tests of networks, graphs and engines run on? Networks with seeded weights, written as shipped ones are."""
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -60,10 +61,10 @@ def _correct_by(amount: float, network: nn.Module, spec: DenoiserSpec) -> None:
         correcting += torch.randn_like(correcting) * by / level / correcting[0].numel() ** 0.5
 
 
-def write_weights(folder: Path) -> Path:
-    """The files of all denoisers, split as the shipped ones are."""
+def write_weights(folder: Path, names: Iterable[str] = DENOISERS) -> Path:
+    """The files of denoisers, split as the shipped ones are."""
     folder.mkdir(parents=True, exist_ok=True)
-    for spec in DENOISERS.values():
+    for spec in map(DENOISERS.__getitem__, names):
         parts = WIRINGS[spec.name].parts
         state = network_of(spec.name).state_dict()
         for weights in spec.weights:
@@ -82,8 +83,8 @@ def graph_of(stage_name: str) -> bytes:
     return export_stage(spec, stage, cut_into_stages(spec, network_of(spec.name))[stage_name])
 
 
-def write_graphs(folder: Path) -> Path:
+def write_graphs(folder: Path, names: Iterable[str] = STAGES) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in STAGES:
+    for name in names:
         (folder / f"{name}.onnx").write_bytes(graph_of(name))
     return folder

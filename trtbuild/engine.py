@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from models.errors import QuietframeError
 
 Array = NDArray[np.float32]
-Precision = Literal["fp32", "bf16", "fp16", "uint8"]  # the last of classical denoisers alone
+Precision = Literal["fp32", "bf16", "fp16", "int8", "uint8"]  # the last of classical denoisers alone
 
 
 class BackendUnavailable(QuietframeError):
@@ -27,8 +27,12 @@ class EngineFailed(QuietframeError):
     """A backend could not build or run a stage, and said so; the message holds its own words."""
 
 
+class PrecisionLost(QuietframeError):
+    """What an engine gives strays from the float32 reference beyond its floor: it must not serve."""
+
+
 class Engine(Protocol):
-    """One stage of a denoiser, loaded and ready. Callers take turns where more would come at once than it has contexts."""
+    """One stage of a denoiser, loaded and ready. Callers take turns: no more at once than it has contexts."""
 
     @property
     def backend(self) -> str:

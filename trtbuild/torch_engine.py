@@ -60,3 +60,20 @@ def open_engine(
         torch.set_num_threads(threads)  # of the whole process: there is no other way
     module = stage_modules(spec, weights_dir)[stage.name]
     return TorchEngine(module, device, precision)
+
+
+def open_reference(spec: DenoiserSpec, stage: StageSpec, *, threads: int, weights_dir: Path) -> TorchEngine:
+    """The network in float32 on the CPU, whatever else is there: what every engine is held to.
+
+    Args:
+        spec: the denoiser.
+        stage: one of its stages.
+        threads: of the CPU; 0 for all that the process may use.
+        weights_dir: where the weights lie.
+
+    Raises:
+        UnknownDenoiser: the weights are not there.
+    """
+    if threads:
+        torch.set_num_threads(threads)  # of the whole process: there is no other way
+    return TorchEngine(stage_modules(spec, weights_dir)[stage.name], "cpu", "fp32")
