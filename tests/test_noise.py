@@ -17,7 +17,7 @@ from models.noise import (
     noise_named,
     recorded,
 )
-from models.noise_level import estimate_sigma
+from models.noise_level import NoiseLevel, clipped_moments, estimate_sigma, measure_noise
 
 NAMES = ["gaussian-25", *NOISES]
 
@@ -138,10 +138,49 @@ def test_clipped_noise_is_what_an_upload_holds():
 
 
 @pytest.mark.parametrize("level", [2, 10, 25, 50])
-@pytest.mark.parametrize("shape", [(300, 200), (2100, 900)])  # the second is read in bands
+@pytest.mark.parametrize("shape", [(300, 200), (2100, 900)])  # of the second not all blocks are looked at
 def test_the_level_of_white_noise_is_found_again(level, shape):
     noisy = add_gaussian(waves(*shape), level / 255, seed=4)
-    assert estimate_sigma(noisy) * 255 == pytest.approx(level, rel=0.02)
+    # The waves themselves are half a percent of level 2; the rest is chance, of some 10 000 frequencies.
+    assert estimate_sigma(noisy) * 255 == pytest.approx(level, rel=0.04)
+
+
+@pytest.mark.parametrize("level", [10, 25, 60])
+def test_each_colour_has_a_level_of_its_own(level):
+    shares = np.array([0.5, 1.0, 0.8], np.float32)
+    noise = add_gaussian(np.zeros((3, 300, 400), np.float32), level / 255, seed=7)
+    found = measure_noise(waves(300, 400) + noise * shares[:, None, None])
+    assert np.array(found.sigma) * 255 == pytest.approx(level * shares, rel=0.06)  # waves are nowhere quite flat
+    assert found.mean * 255 == pytest.approx(level * np.sqrt((shares**2).mean()), rel=0.04)
+
+
+@pytest.mark.parametrize("level", [25, 60])
+def test_what_clipping_took_from_the_noise_is_put_back(level):
+    noisy = recorded(add_gaussian(np.clip(2 * waves(400, 600) - 0.5, 0, 1), level / 255, seed=8))
+    assert np.std(noisy - np.clip(2 * waves(400, 600) - 0.5, 0, 1)) * 255 < 0.93 * level
+    assert measure_noise(noisy).mean * 255 == pytest.approx(level, rel=0.1)
+
+
+def test_noise_that_grows_with_brightness_is_told_from_noise_that_does_not():
+    clean = np.broadcast_to(np.linspace(0.1, 0.9, 600, dtype=np.float32), (3, 400, 600)).copy()
+    drawn = add_gaussian(np.zeros_like(clean), 1.0, seed=9)
+    found = measure_noise(clean + drawn * np.sqrt(0.01 * clean + 0.02**2).astype(np.float32))
+    assert np.array(found.black) == pytest.approx(0.02, abs=0.008)  # nothing darker than 0.1 is there to see
+    assert np.array(found.white) == pytest.approx(np.sqrt(0.0104), rel=0.05)
+    steady = measure_noise(clean + drawn * np.float32(0.05))
+    assert steady.black == steady.white
+
+
+def test_the_variance_lies_on_a_line_between_black_and_white():
+    noise = NoiseLevel(sigma=(0.1,), black=(0.06,), white=(0.1,))
+    brightness = np.array([[-1, 0, 0.5, 1, 2]], np.float32)
+    assert noise.variance_at(brightness)[0] == pytest.approx([0.0036, 0.0036, 0.0068, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(("level", "sigma"), [(0.5, 0.1), (0.1, 0.2), (0.9, 0.3), (0.0, 0.05)])
+def test_moments_of_clipped_noise_are_those_of_a_draw(level, sigma):
+    drawn = np.random.default_rng(10).normal(level, sigma, 400_000).clip(0, 1)
+    assert clipped_moments(level, sigma) == pytest.approx((drawn.mean(), drawn.var()), rel=0.01)
 
 
 def test_stored_pictures_are_estimated_like_the_floats_they_were():
