@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from models.catalogue import DenoiserSpec, StageSpec
 from models.noise_level import estimate_sigma
 from service.pipeline.cascade import restore_stream
-from service.pipeline.tiles import plan_tiles, read_padded
+from service.pipeline.relief import Relief
+from service.pipeline.tiles import Tile, plan_tiles, read_padded
 from service.pipeline.turns import Turns, Urgency
-from trtbuild.engine import Array, Engine
+from trtbuild.engine import Array, Engine, OutOfDeviceMemory
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]  # [H, W, 3] RGB
 OnTile = Callable[[int], None]  # told how many tiles there are in all
+OpenSpare = Callable[[StageSpec], Engine]  # an engine that needs no device's memory
 
 
 @dataclass(slots=True)
@@ -27,6 +29,16 @@ class Tally:
     infer_s: float = 0.0
     removed_power: float = 0.0  # sum of squares of noisy minus restored, [0, 1] scale
     values: int = 0
+    relief: Relief = field(default_factory=Relief)
+    ran: dict[tuple[str, str], None] = field(default_factory=dict)  # backends and precisions that had a share in it
+
+    @property
+    def backend(self) -> str:
+        return "+".join(sorted({backend for backend, _ in self.ran}))
+
+    @property
+    def precision(self) -> str:
+        return "+".join(sorted({precision for _, precision in self.ran}))
 
     @property
     def sigma_estimate(self) -> float | None:
@@ -47,6 +59,7 @@ class Denoiser:
     engines: Sequence[Engine]
     tile_px: int
     turns: Turns = field(default_factory=Turns)
+    open_spare: OpenSpare | None = None  # where an engine's device may run out of memory
 
     @property
     def backend(self) -> str:
@@ -88,15 +101,16 @@ class Denoiser:
         restored = np.empty_like(pixels)
         scale = np.float32(np.iinfo(pixels.dtype).max)
         tiles = plan_tiles(*pixels.shape[:2], tile_px=self.tile_px, halo_px=stage.halo_px, multiple=self.spec.multiple)
-        for tile in tiles:
-            noisy = to_planes(read_padded(pixels, tile))
-            output = self._run(self.engines[0], noisy, sigma, urgency, tally)[: self.spec.channels]
-            inside = (slice(None), *tile.kept_inside)
-            kept, clean = noisy[inside], output[inside]
-            tally.add_removed(kept, clean)
-            restored[tile.kept] = to_pixels(blend(kept, clean, strength), pixels.dtype, scale)
-            if on_tile:
-                on_tile(len(tiles))
+        for together in _groups(tiles, self.engines[0].batch):
+            noisy = np.stack([to_planes(read_padded(pixels, tile)) for tile in together])
+            output = self._run(stage, noisy, sigma, urgency, tally)[:, : self.spec.channels]
+            for tile, before, after in zip(together, noisy, output, strict=True):
+                inside = (slice(None), *tile.kept_inside)
+                kept, clean = before[inside], after[inside]
+                tally.add_removed(kept, clean)
+                restored[tile.kept] = to_pixels(blend(kept, clean, strength), pixels.dtype, scale)
+                if on_tile:
+                    on_tile(len(tiles))
         return restored
 
     def restore_frames(
@@ -123,21 +137,18 @@ class Denoiser:
             [3, H, W], not clamped, one for each frame; `spec.frames // 2` frames behind the input.
         """
         tally = tally if tally is not None else Tally()
-        engines = dict(zip(self.spec.stages, self.engines, strict=True))
         estimates = _Estimates(self.spec) if sigma is None and self.spec.sigma is not None else None
 
         def run(stage: StageSpec, planes: Array) -> Array:
             level = estimates.level_for(stage, planes) if estimates else sigma
-            return self._run_tiled(engines[stage], stage, planes, level, urgency, tally)
+            return self._run_tiled(stage, planes, level, urgency, tally)
 
         for planes in restore_stream(
             self.spec.stages, run, frames, goes_on_before=goes_on_before, goes_on_after=goes_on_after
         ):
             yield planes[: self.spec.channels]
 
-    def _run_tiled(
-        self, engine: Engine, stage: StageSpec, planes: Array, sigma: float | None, urgency: Urgency, tally: Tally
-    ) -> Array:
+    def _run_tiled(self, stage: StageSpec, planes: Array, sigma: float | None, urgency: Urgency, tally: Tally) -> Array:
         """[T*C, H, W] to [planes_out, H, W], whatever the size."""
         height, width = planes.shape[1:]
         # Every stage is padded alike: a later one's edge must not lie where an earlier one saw the frame go on.
@@ -145,20 +156,66 @@ class Denoiser:
         pixels = planes.transpose(1, 2, 0)
         if len(tiles) == 1:
             noisy = np.ascontiguousarray(read_padded(pixels, tiles[0]).transpose(2, 0, 1))
-            return self._run(engine, noisy, sigma, urgency, tally)[:, :height, :width]
+            return self._run(stage, noisy[None], sigma, urgency, tally)[0, :, :height, :width]
         result = np.empty((stage.planes_out, height, width), np.float32)
-        for tile in tiles:
-            noisy = np.ascontiguousarray(read_padded(pixels, tile).transpose(2, 0, 1))
-            output = self._run(engine, noisy, sigma, urgency, tally)
-            result[(slice(None), *tile.kept)] = output[(slice(None), *tile.kept_inside)]
+        for together in _groups(tiles, self._engine_for(stage).batch):
+            noisy = np.stack([read_padded(pixels, tile).transpose(2, 0, 1) for tile in together])
+            output = self._run(stage, noisy, sigma, urgency, tally)
+            for tile, restored in zip(together, output, strict=True):
+                result[(slice(None), *tile.kept)] = restored[(slice(None), *tile.kept_inside)]
         return result
 
-    def _run(self, engine: Engine, planes: Array, sigma: float | None, urgency: Urgency, tally: Tally) -> Array:
-        with self.turns.turn(urgency):
-            started = time.monotonic()
-            restored: Array = engine.denoise(planes[None], np.array([sigma or 0.0], np.float32))[0]
-            tally.infer_s += time.monotonic() - started
+    def _engine_for(self, stage: StageSpec) -> Engine:
+        return self.engines[self.spec.stages.index(stage)]
+
+    def _run(self, stage: StageSpec, planes: Array, sigma: float | None, urgency: Urgency, tally: Tally) -> Array:
+        """[N, T*C, H, W] to [N, planes_out, H, W], by as much at a time as the engine's device has memory for."""
+        relief = tally.relief
+        while True:
+            spared = self.open_spare if relief.spared else None
+            engine = spared(stage) if spared else self._engine_for(stage)
+            try:
+                if relief.side_px and max(planes.shape[2:]) > relief.side_px:
+                    return self._run_smaller(stage, planes, relief.side_px, sigma, urgency, tally)
+                at_once = min(relief.batch or len(planes), engine.batch, len(planes))
+                if at_once == len(planes):
+                    return self._run_at_once(engine, planes, sigma, urgency, tally)
+                parts = [planes[start : start + at_once] for start in range(0, len(planes), at_once)]
+                return np.concatenate([self._run_at_once(engine, part, sigma, urgency, tally) for part in parts])
+            except OutOfDeviceMemory as err:
+                relief.give_way(
+                    err,
+                    engine,
+                    planes.shape,
+                    halo_px=stage.halo_px,
+                    multiple=self.spec.multiple,
+                    spare=self.open_spare is not None,
+                )
+
+    def _run_smaller(
+        self, stage: StageSpec, planes: Array, side_px: int, sigma: float | None, urgency: Urgency, tally: Tally
+    ) -> Array:
+        """What is one tile for the frame is cut again."""
+        restored = np.empty((len(planes), stage.planes_out, *planes.shape[2:]), np.float32)
+        cuts = plan_tiles(*planes.shape[2:], tile_px=side_px, halo_px=stage.halo_px, multiple=self.spec.multiple)
+        for one, result in zip(planes, restored, strict=True):
+            for cut in cuts:
+                noisy = np.ascontiguousarray(read_padded(one.transpose(1, 2, 0), cut).transpose(2, 0, 1))
+                output = self._run(stage, noisy[None], sigma, urgency, tally)[0]
+                result[(slice(None), *cut.kept)] = output[(slice(None), *cut.kept_inside)]
         return restored
+
+    def _run_at_once(self, engine: Engine, planes: Array, sigma: float | None, urgency: Urgency, tally: Tally) -> Array:
+        with self.turns.turn(urgency, engine.contexts):
+            started = time.monotonic()
+            restored = engine.denoise(planes, np.full(len(planes), sigma or 0.0, np.float32))
+            tally.infer_s += time.monotonic() - started
+        tally.ran[engine.backend, engine.precision] = None
+        return restored
+
+
+def _groups(tiles: Sequence[Tile], size: int) -> Iterator[Sequence[Tile]]:
+    return (tiles[start : start + size] for start in range(0, len(tiles), size))
 
 
 def _estimated(spec: DenoiserSpec, planes: NDArray[Any]) -> float:

@@ -70,11 +70,11 @@ def read_padded(pixels: NDArray[Any], tile: Tile) -> NDArray[Any]:
 
 def _cuts(length: int, tile_px: int, halo_px: int, multiple: int) -> list[tuple[int, int, tuple[int, int]]]:
     """Along one side: (origin, length, kept range) of each tile."""
-    padded = _up(length, multiple)
+    padded = up_to(length, multiple)
     tile = tile_px // multiple * multiple
     if padded <= tile:
         return [(0, padded, (0, length))]
-    halo = _up(halo_px, multiple)
+    halo = up_to(halo_px, multiple)
     if tile <= 2 * halo:
         raise ValueError(f"a tile of {tile_px} pixels leaves nothing between halos of {halo_px}")
     count = -(-(padded - 2 * halo) // (tile - 2 * halo))
@@ -86,5 +86,6 @@ def _cuts(length: int, tile_px: int, halo_px: int, multiple: int) -> list[tuple[
     return [(origin, tile, kept) for origin, kept in zip(origins, pairwise(edges), strict=True)]
 
 
-def _up(length: int, multiple: int) -> int:
+def up_to(length: int, multiple: int) -> int:
+    """The smallest multiple that is no less."""
     return -(-length // multiple) * multiple

@@ -1,7 +1,8 @@
-"""Who may use the engine next: one at a time, the most urgent first, each in order of coming.
+"""Who may use the engine next: the most urgent first, each in order of coming, no more at once than engines bear.
 
-A worker decodes and encodes several jobs at once, but its engine fills all cores by itself: two calls at a time would
-only slow each other down. A frame of a video is a short turn, so an image that somebody waits for is soon served.
+A worker decodes and encodes several jobs at once, but an engine on the CPU fills all cores by itself: two calls at a
+time would only slow each other down. One on a GPU may have several contexts, so that one copies while another computes.
+A frame of a video is a short turn, so an image that somebody waits for is soon served.
 """
 
 import heapq
@@ -19,13 +20,13 @@ class Urgency(IntEnum):
 
 
 class Turns:
-    """A lock with an order."""
+    """A lock with an order, and with room for as many as the next in it says."""
 
     def __init__(self) -> None:
         self._condition = Condition()
         self._waiting: list[tuple[Urgency, int]] = []
         self._numbers = count()
-        self._taken = False
+        self._running: list[int] = []  # how many each bears at once, itself included
 
     @property
     def waiting(self) -> int:
@@ -34,17 +35,27 @@ class Turns:
             return len(self._waiting)
 
     @contextmanager
-    def turn(self, urgency: Urgency) -> Iterator[None]:
-        """Wait for a turn, and hold it."""
+    def turn(self, urgency: Urgency, at_once: int = 1) -> Iterator[None]:
+        """Wait for a turn, and hold it.
+
+        Args:
+            urgency: goes before all less urgent that wait.
+            at_once: how many may run when this one does, itself included. Who needs to be alone and is first in order
+                holds up those behind it, or it would never be its turn.
+        """
         with self._condition:
             ticket = (urgency, next(self._numbers))
             heapq.heappush(self._waiting, ticket)
-            self._condition.wait_for(lambda: not self._taken and self._waiting[0] == ticket)
+            self._condition.wait_for(lambda: self._waiting[0] == ticket and self._has_room(at_once))
             heapq.heappop(self._waiting)
-            self._taken = True
+            self._running.append(at_once)
+            self._condition.notify_all()  # the next may have room beside this one
         try:
             yield
         finally:
             with self._condition:
-                self._taken = False
+                self._running.remove(at_once)
                 self._condition.notify_all()
+
+    def _has_room(self, at_once: int) -> bool:
+        return len(self._running) < min([at_once, *self._running])
