@@ -20,12 +20,12 @@ from models.errors import QuietframeError
 from service.processes import (
     CANNOT_RUN_HERE,
     dies_with_parent,
-    nvidia_gpus,
     resident_bytes,
     tells_memory,
     usable_cores,
 )
 from service.settings import Settings
+from trtbuild.gpus import nvidia_gpus
 
 log = logging.getLogger(__name__)
 

@@ -24,10 +24,11 @@ from service.broker import keys
 from service.broker.queue import QueueClient
 from service.demo import moving_clip, png_bytes, read_photo, write_clip
 from service.job import InputFacts, Job, JobState, Lane, Options, new_job_id
-from service.processes import gpus_in, nvidia_gpus, resident_bytes, usable_cores
+from service.processes import resident_bytes, usable_cores
 from service.settings import Settings
 from service.supervise import Pool, Program, worker_programs
 from service.worker import SLOTS, slots_for
+from trtbuild.gpus import gpus_in, nvidia_gpus
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 120.0  # a bound on waiting, never a claim about speed
