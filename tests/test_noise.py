@@ -194,7 +194,7 @@ def test_stored_pictures_are_estimated_like_the_floats_they_were():
 def test_smooth_surfaces_straight_edges_and_black_bars_are_no_noise():
     edge = flat(0.2)
     edge[..., 100:] = 0.9
-    assert estimate_sigma(edge) == 0
+    assert estimate_sigma(edge) < 1e-6  # rounding errors of the transform
     assert estimate_sigma(waves(200, 300)) * 255 < 0.1
     barred = np.zeros((3, 400, 300), np.float32)
     barred[:, 150:250] = add_gaussian(waves(100, 300), 25 / 255, seed=6)
