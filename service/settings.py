@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.catalogue import AUTO, CATALOGUE
 from service.job import Lane
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret, the start of each
@@ -75,6 +76,16 @@ def _known_lanes(text: str) -> str:
     return ",".join(names)
 
 
+def _known_models(text: str) -> str:
+    """Blank means `auto`."""
+    names = text.replace(",", " ").split() or ["auto"]
+    if len(names) > 1 or names[0] not in ("auto", "all"):
+        for name in names:
+            if name not in CATALOGUE:
+                raise ValueError(f"model is {name!r}; there are auto, all, {', '.join(CATALOGUE)}")
+    return ",".join(names)
+
+
 _TEN_YEARS_S = 10 * 366 * 24 * 3600
 
 
@@ -124,7 +135,32 @@ class Settings(BaseSettings):
     )
     redirect_ttl_s: float = Field(600.0, ge=1, le=7 * 24 * 3600, description="How long such a URL may be used.")
 
-    backend: Literal["auto", "openvino", "torch"] = Field("auto", description="What runs the networks.")
+    backend: Literal["auto", "tensorrt", "torch", "openvino", "onnxruntime"] = Field(
+        "auto", description="What runs the networks; `auto` takes the best that this machine has."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="What networks compute in; `auto` takes the fastest that holds the quality."
+    )
+    warm: Annotated[str, AfterValidator(_known_models)] = Field(
+        "auto",
+        description="Models that a worker loads at its start, a comma between; `auto`: those that are used where none "
+        "is named; `all`. Others are loaded when first asked for.",
+    )
+    loaded_models: int = Field(
+        8, ge=1, le=256, description="Models that a worker keeps loaded; beyond, the one used longest ago goes."
+    )
+    engines_dir: Path | None = Field(
+        None, description="Where built engines are kept, for this user alone; unset: `engines` in the data directory."
+    )
+    build_engines: bool = Field(
+        True,
+        description="Whether a worker with an NVIDIA GPU builds TensorRT engines that it lacks, while others serve.",
+    )
+    gpu_batch: int = Field(4, ge=1, le=64, description="Tiles that an engine on a GPU is given at a time, at most.")
+    gpu_contexts: int = Field(1, ge=1, le=8, description="Jobs whose tiles are on a GPU at the same time.")
+    gpu_workspace_bytes: int = Field(
+        2 * 1024**3, ge=16 * 1024**2, description="GPU memory that a kernel of a TensorRT engine may use for itself."
+    )
     threads: int = Field(0, ge=0, description="CPU threads of a worker's engine; 0 takes all cores.")
     part_frames: int | None = Field(
         None,
@@ -138,6 +174,12 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(120_000_000, ge=1, description="Largest image, width times height.")
     max_frame_pixels: int = Field(8192 * 4352, ge=1, description="Largest video frame, width times height.")
     max_video_frames: int = Field(1_000_000, ge=1, description="Longest video, in frames.")
+    decode_memory_bytes: int = Field(
+        4 * 1024**3, ge=_LEAST_MEMORY_BYTES, description="Memory that decoding one file may take."
+    )
+    decode_timeout_s: float = Field(
+        60.0, gt=0, le=3600, description="How long an image, or a video's next frame, may take to decode."
+    )
     max_queued_jobs: int = Field(10_000, ge=1, description="Jobs that may wait in one lane; more are answered 503.")
 
     sync_timeout_s: float = Field(
@@ -185,6 +227,23 @@ class Settings(BaseSettings):
     def own_models_dir(self) -> Path:
         """Where models adapted to own footage live."""
         return self.models_dir if self.models_dir is not None else self.data_dir / "models"
+
+    @property
+    def own_engines_dir(self) -> Path:
+        """Where built engines are kept."""
+        return self.engines_dir if self.engines_dir is not None else self.data_dir / "engines"
+
+    @property
+    def warm_models(self) -> tuple[str, ...]:
+        """What a worker loads at its start."""
+        names = self.warm.split(",")
+        return (
+            tuple(dict.fromkeys(AUTO.values()))
+            if names == ["auto"]
+            else tuple(CATALOGUE)
+            if names == ["all"]
+            else tuple(names)
+        )
 
     @property
     def worker_lanes(self) -> frozenset[Lane]:

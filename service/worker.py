@@ -40,6 +40,7 @@ from service.pipeline.videos import (
     plan_parts,
     still_of,
 )
+from service.sandbox.decoder import warm_up
 from service.settings import Settings
 from service.webhooks.delivery import Courier
 
@@ -94,7 +95,7 @@ class Worker:
         self._spool = settings.data_dir / "spool"
         self._spool.mkdir(parents=True, exist_ok=True)
         _clear_after_the_dead(self._spool)
-        self._shelf = Shelf(settings)
+        self._shelf = Shelf(settings, makes_store=True)
         self._failed = False
 
     def run(self, stop: Stop) -> bool:
@@ -105,7 +106,8 @@ class Worker:
         """
         started = time.time()
         slots = slots_for(self._settings.worker_lanes)
-        ready = self._shelf.warm_up()
+        warm_up(self._settings)
+        ready = self._shelf.warm_up(self._settings.warm_models)
         card = WorkerCard(
             id=self._id,
             pid=os.getpid(),
@@ -117,6 +119,7 @@ class Worker:
         log.info("worker %s is ready: %s", self._id, ", ".join(f"{n} on {d.backend}" for n, d in ready.items()))
         janitor = Janitor(self._url, self._settings, self._blobs)
         threads = [Thread(target=janitor.run_forever, args=(stop.asked,), name="janitor")]
+        threads += [Thread(target=self._shelf.improve, args=(stop.asked,), name="engines")]
         courier = Courier(self._url, self._settings)
         threads += [Thread(target=courier.run_forever, args=(stop.asked,), name="webhooks")]
         threads += [

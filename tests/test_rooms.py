@@ -18,9 +18,9 @@ FLOORS = [
     {"supervise"},
     {"api", "worker", "files", "evaluation", "adaptation"},
     {"intake", "pipeline"},
-    {"webhooks"},
+    {"webhooks", "sandbox"},
     {"broker", "media", "blobs"},
-    {"metrics", "settings", "processes"},
+    {"metrics", "settings", "processes", "confinement"},
     {"job"},
     {"errors"},
 ]

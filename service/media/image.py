@@ -5,7 +5,6 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ import cv2
 from service.errors import BadInput
 from service.media import tiff
 from service.media.formats import IMAGES, image_format_for
+from service.media.held import Source
 from service.media.sniff import png_chunks, probe_image
 from service.settings import Settings
 
@@ -78,7 +78,7 @@ class Encoded(NamedTuple):
     lost: tuple[str, ...]  # what of the input the file does not hold, in words
 
 
-def read_image(path: Path, settings: Settings) -> Picture:
+def read_image(path: Source, settings: Settings) -> Picture:
     """Decode an image, whole.
 
     Palettes and 1 to 4 bit samples become 8 bit; 16 bit is kept. CMYK becomes RGB. Of a TIFF the first page is read,

@@ -9,10 +9,11 @@ import numpy as np
 from models.quality import psnr_db, ssim
 from service.errors import BadInput
 from service.job import Metrics, Options, StageSeconds
-from service.media.image import read_image, write_image
+from service.media.image import write_image
 from service.pipeline.denoiser import Denoiser, Pixels, Tally
 from service.pipeline.progress import OnProgress, Pace, ignore_progress
 from service.pipeline.turns import Urgency
+from service.sandbox.images import read_image
 from service.settings import Settings
 
 

@@ -1,0 +1,85 @@
+"""Pixels out of a stranger's image file, decoded elsewhere."""
+
+from pathlib import Path
+
+import numpy as np
+
+from service.errors import BadInput
+from service.media import tiff
+from service.media.formats import IMAGES
+from service.media.image import Metadata, Picture
+from service.media.sniff import check_pixels, probe_image
+from service.sandbox.decoder import Decoder, Shared
+from service.sandbox.wire import Message
+from service.settings import Settings
+
+HEEDED = ("max_image_pixels",)  # the settings that decoding an image heeds
+_CONTENT_TYPES = {spec.content_type for spec in IMAGES.values()}
+_TYPES = {name: np.dtype(name) for name in ("uint8", "uint16", "float32")}
+
+
+def read_image(path: Path, settings: Settings) -> Picture:
+    """`service.media.image.read_image` in a process of its own, whose death is a `BadInput` like the others.
+
+    Raises:
+        UnknownFormat, FrameTooLarge, BadInput: as there.
+        DecoderLost: the decoder was ended from outside.
+    """
+    with path.open("rb") as file:
+        probe_image(file, settings)  # what a header tells needs no decoder, and no process
+        told = {name: getattr(settings, name) for name in HEEDED}
+        with Decoder("image", [file.fileno()], told, settings) as decoder:
+            said = decoder.receive()
+            try:
+                height, width, dtype, has_alpha = _measured(said)
+                check_pixels("image", width, height, settings.max_image_pixels)
+                metadata = _metadata(said)
+                content_type, is_grey = str(said.said["content_type"]), bool(said.said["is_grey"])
+                lost = tuple(str(words) for words in said.said["lost"])
+                if content_type not in _CONTENT_TYPES:
+                    raise ValueError(content_type)
+            except (KeyError, TypeError, ValueError, IndexError) as err:
+                raise BadInput("the decoder gave no picture") from err
+            memory = Shared(height * width * (3 + has_alpha) * dtype.itemsize)
+            try:
+                decoder.give(memory.descriptor)
+                decoder.receive()
+            finally:
+                memory.close_descriptor()
+    pixels = memory.array((height, width, 3), dtype)
+    return Picture(
+        pixels=pixels,
+        alpha=memory.array((height, width), dtype, pixels.nbytes) if has_alpha else None,
+        is_grey=is_grey,
+        content_type=content_type,
+        metadata=metadata,
+        lost=lost,
+    )
+
+
+def _measured(message: Message) -> tuple[int, int, "np.dtype[np.generic]", bool]:
+    height, width, planes = (int(side) for side in message.said["shape"])
+    if min(height, width) < 1 or planes != 3:
+        raise ValueError(f"{height}x{width}x{planes}")
+    return height, width, _TYPES[message.said["type"]], bool(message.said["has_alpha"])
+
+
+def _metadata(message: Message) -> Metadata:
+    """Blocks come in a row: EXIF, XMP, ICC, then PNG's chunks, then TIFF's values."""
+    blocks = [bytes(block) for block in message.blocks]
+    exif, xmp, icc, *others = blocks
+    kinds = [bytes.fromhex(kind) for kind in message.said["png_chunks"]]
+    tags = [tuple(int(part) for part in tag) for tag in message.said["tiff_tags"]]
+    if len(others) != len(kinds) + len(tags):
+        raise ValueError(f"{len(blocks)} blocks")
+    values = others[len(kinds) :]
+    return Metadata(
+        exif=exif or None,
+        xmp=xmp or None,
+        icc=icc or None,
+        png_chunks=tuple(zip(kinds, others, strict=False)),
+        tiff_tags={
+            number: tiff.Tag(kind, count, raw, offset)
+            for (number, kind, count, offset), raw in zip(tags, values, strict=True)
+        },
+    )
