@@ -153,8 +153,9 @@ class DeformableKernels(nn.Module):
         # Paper's order: along the row, down, in time.
         across, down, *later = torch.unflatten(offsets.float(), 1, (-1, self.points.shape[1])).unbind(1)
         time, row, column = self.points.float().unbind()
-        rows = torch.arange(height, dtype=torch.float32, device=clip.device)[:, None] + row + _up_to(REACH_PX, down)
-        columns = torch.arange(width, dtype=torch.float32, device=clip.device) + column + _up_to(REACH_PX, across)
+        # Counted in integers first: TensorRT takes a range of floats only where its length is fixed.
+        rows = torch.arange(height, device=clip.device).float()[:, None] + row + _up_to(REACH_PX, down)
+        columns = torch.arange(width, device=clip.device).float() + column + _up_to(REACH_PX, across)
         if not later:
             return sample_picture(clip[:, 0], rows, columns)
         return sample_clip(clip, middle + time + _up_to(middle, later[0]), rows, columns)

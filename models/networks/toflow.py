@@ -143,8 +143,9 @@ def warped(neighbour: Tensor, flow: Tensor) -> Tensor:
         [N, C, H, W] of the type of `neighbour`.
     """
     height, width = flow.shape[2:]
-    across = torch.arange(width, dtype=torch.float32, device=flow.device)
-    down = torch.arange(height, dtype=torch.float32, device=flow.device)
+    # Counted in integers first: TensorRT takes a range of floats only where its length is fixed.
+    across = torch.arange(width, device=flow.device).float()
+    down = torch.arange(height, device=flow.device).float()
     pixels = torch.cat([flow[:, :1] + across, flow[:, 1:] + down[:, None]], 1)
     # A division, a single number as a factor or an expansion is rewritten by OpenVINO, and what takes its place forgets
     # that it is to stay float32; pairs of numbers, powers and sums are left as they are.
