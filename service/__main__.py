@@ -7,12 +7,13 @@ import os
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,6 +22,9 @@ from rich.table import Table
 
 from models.errors import NeedsExtra, QuietframeError
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.building import Kept
 
 app = typer.Typer(
     name="quietframe",
@@ -301,6 +305,94 @@ def train(
         on_report=tell,
     )
     out.print(f"wrote {out_file}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def build(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models; none for the whole catalogue.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, tensorrt, torch, openvino or onnxruntime.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
+    batch: Annotated[
+        int | None, typer.Option(envvar="QUIETFRAME_GPU_BATCH", help="Most tiles at a time, of a TensorRT engine. [4]")
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(envvar="QUIETFRAME_TILE_PX", help="Side of a tile, of a TensorRT engine. [768]")
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Folder of clean pictures of the kind that will come, for int8.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show what is built, and build nothing.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all that is built, and tell what is wrong.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove what this machine, as it is now, will not use again.")
+    ] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make engines ready: export, check, compile, hold against the float32 reference, keep."""
+    from service import building
+    from trtbuild.ways import BACKENDS, PRECISIONS
+
+    settings = _settings(data_dir=data_dir, gpu_batch=batch, tile_px=tile)
+    if sum((list_, verify, prune)) > 1:
+        raise typer.BadParameter("--list, --verify and --prune go one at a time")
+    if list_ or verify or prune:
+        if names:
+            raise typer.BadParameter("--list, --verify and --prune are of all that is built; drop the models")
+        found = building.prune(settings) if prune else building.kept(settings, verify=verify)
+        if as_json:
+            print(json.dumps([one.as_dict() for one in found], indent=2))
+        else:
+            _print_kept(found, "pruned" if prune else "built")
+        if any(one.problem for one in found):
+            raise typer.Exit(1)
+        return
+    if backend not in ("auto", *BACKENDS):
+        raise typer.BadParameter(f"backend is {backend!r}; there are auto, {', '.join(BACKENDS)}")
+    wanted = next((one for one in PRECISIONS if one == precision), None)
+    if wanted is None and precision != "auto":
+        raise typer.BadParameter(f"precision is {precision!r}; there are auto, {', '.join(PRECISIONS)}")
+    steps = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[phase]}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=as_json) as bars:
+        bar = bars.add_task("", total=1.0, phase="")
+
+        def on_step(stage: str, way: str, share: float, phase: str) -> None:
+            bars.update(bar, description=f"{stage} on {way}", completed=share, phase=phase)
+
+        for step in building.build_engines(
+            names or [], settings, backend=backend, precision=wanted, calibration=calibrate, on_step=on_step
+        ):
+            steps.append(step)
+            if not as_json:
+                near = "" if step.psnr_db is None else f", {step.psnr_db:.1f} dB from the float32 reference"
+                size = f", {step.size_bytes / 1e6:.1f} MB" if step.size_bytes else ""
+                told = step.error or f"{step.state} in {step.seconds:.1f} s{near}{size}"
+                out.print(
+                    f"{step.stage} on {step.backend} {step.precision}: {told}",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
+    if as_json:
+        print(json.dumps([step.as_dict() for step in steps], indent=2))
+    if any(step.error for step in steps):
+        raise typer.Exit(1)
+
+
+def _print_kept(found: "Sequence[Kept]", what: str) -> None:
+    if not found:
+        print(f"nothing is {what}")
+        return
+    table = Table(what, "MB", "dB to float32", "made", "of this machine", "problem")
+    for one in found:
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.made_at)) if one.made_at else ""
+        near = "" if one.psnr_db is None else f"{one.psnr_db:.1f}"
+        size = f"{one.size_bytes / 1e6:.1f}" if one.size_bytes else ""
+        table.add_row(one.name, size, near, made, "yes" if one.usable else "no", one.problem or "")
+    out.print(table)
 
 
 @app.command(name="eval")

@@ -16,7 +16,7 @@ FLOORS = [
     {"__main__", "demo"},
     {"serve"},
     {"supervise"},
-    {"api", "worker", "files", "evaluation", "adaptation"},
+    {"api", "worker", "files", "building", "evaluation", "adaptation"},
     {"intake", "pipeline"},
     {"webhooks", "sandbox"},
     {"broker", "media", "blobs"},
