@@ -111,7 +111,7 @@ def calibration_pictures(folder: Path, settings: Settings) -> list[Array]:
     Raises:
         BadInput: there is none in it that can be read.
     """
-    pictures = []
+    pictures: list[Array] = []
     for path in sorted(folder.rglob("*")):
         if len(pictures) == MOST_CALIBRATION_PICTURES:
             break

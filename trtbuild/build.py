@@ -10,12 +10,14 @@ import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from models.catalogue import DenoiserSpec, StageSpec
+from models.errors import NeedsExtra, QuietframeError
 from trtbuild.engine import Array, BackendUnavailable, Engine, Precision
 from trtbuild.gpus import nvidia_gpus
 from trtbuild.guard import Guard, Verdict
@@ -237,14 +239,51 @@ def is_of_this_machine(fields: Mapping[str, JSON]) -> bool:
     return fields.get("version") == _version(backend) and fields.get("device") == _device(backend)
 
 
+def _graph(spec: DenoiserSpec, stage: StageSpec) -> bytes:
+    """As it ships, in float32."""
+    path = spec.home / f"{stage.name}.onnx"
+    if not path.is_file():
+        raise BackendUnavailable(f"there is no graph {path.name} in {spec.home}; make it with: python -m trtbuild.export")
+    return path.read_bytes()
+
+
 def _graph_for_plans(spec: DenoiserSpec, stage: StageSpec, precision: Precision) -> bytes:
-    raise NotImplementedError
+    """What TensorRT is given, once it has been looked through for what TensorRT refuses or changes."""
+    graph = _graph(spec, stage)
+    with _onnx_here():
+        from trtbuild.half import in_half
+        from trtbuild.opcheck import insist
+
+        insist(graph)
+        return in_half(graph) if precision == "fp16" else graph
 
 
 def _graph_in(
     spec: DenoiserSpec, stage: StageSpec, precision: Precision, calibration: Sequence[Array], tell: OnProgress
 ) -> bytes:
-    raise NotImplementedError
+    """What a backend that runs graphs is given in another precision."""
+    graph = _graph(spec, stage)
+    tell(0.1, "rewriting")
+    with _onnx_here():
+        from trtbuild.half import in_half
+
+        return in_half(graph)
+
+
+@contextmanager
+def _onnx_here() -> Iterator[None]:
+    """Around what rewrites graphs.
+
+    Raises:
+        NeedsExtra: the package that does it is not installed.
+        BackendUnavailable: the graph is none that can be rewritten, or that a backend would take.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as err:
+        raise NeedsExtra(f"{err.name} is not installed; it comes with: pip install 'quietframe[torch]'") from err
+    except QuietframeError as err:
+        raise BackendUnavailable(str(err)) from err
 
 
 def _key(kind: str, spec: DenoiserSpec, stage: StageSpec, backend: str, precision: Precision) -> Key:
