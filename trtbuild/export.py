@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from models.catalogue import CATALOGUE, DenoiserSpec, StageSpec
 from models.errors import NeedsExtra
@@ -28,20 +28,24 @@ OPSET = 18
 EXAMPLE_SHAPE = (2, 64, 96)
 
 
-def export_stage(spec: DenoiserSpec, stage: StageSpec, module: "nn.Module") -> bytes:
+def export_stage(
+    spec: DenoiserSpec, stage: StageSpec, module: "nn.Module", precision: Literal["fp32", "fp16"] = "fp32"
+) -> bytes:
     """The stage as a serialized ONNX model.
 
     Args:
         spec: whose stage it is; it says whether the graph has a `sigma` input.
         stage: says how many planes go in.
         module: the stage's module, float32 on the CPU; left in evaluation mode.
+        precision: of the body; see `trtbuild/half.py`.
 
     Returns:
         A model of opset 18 with inputs `noisy` [batch, T*planes_in, height, width] and, unless blind, `sigma` [batch],
-        and the output `restored` [batch, planes_out, height, width]; all float32, weights inside.
+        and the output `restored` [batch, planes_out, height, width]; these are float32, weights are inside.
 
     Raises:
         NeedsExtra: torch, onnx or onnxscript is not installed.
+        NotInHalf: a weight is beyond what float16 can hold.
     """
     try:
         import onnx
@@ -78,6 +82,10 @@ def export_stage(spec: DenoiserSpec, stage: StageSpec, module: "nn.Module") -> b
     _name_output_size(model)
     onnx.checker.check_model(model, full_check=True)
     graph: bytes = model.SerializeToString(deterministic=True)
+    if precision == "fp16":
+        from trtbuild.half import in_half
+
+        return in_half(graph)
     return graph
 
 
