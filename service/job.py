@@ -155,6 +155,7 @@ class Outcome(_Frozen):
     backend: str
     precision: str
     lost: list[str] = []  # what of the input the result could not keep
+    notes: list[str] = []  # what did not go as usual
 
 
 class PartOutcome(_Frozen):
@@ -168,6 +169,7 @@ class PartOutcome(_Frozen):
     backend: str
     precision: str
     lost: list[str] = []
+    notes: list[str] = []
 
 
 class Preview(_Frozen):
@@ -225,6 +227,9 @@ class JobDocument(BaseModel):
     model: str = Field(description="The denoiser, `auto` resolved.")
     backend: str | None = Field(None, description="What ran it; null until it is done.")
     precision: str | None = Field(None, description="What its inner layers computed in.")
+    notes: list[str] = Field(
+        [], description="What did not go as usual, such as a GPU that ran out of memory, and what was done about it."
+    )
     attempts: int = Field(description="Times a worker took the job, this one included.")
     created_at: datetime = Field(description="When it was accepted.")
     started_at: datetime | None = Field(None, description="When a worker first took it.")
@@ -267,6 +272,7 @@ def document_of(record: Record) -> JobDocument:
         model=job.model,
         backend=outcome.backend if outcome else None,
         precision=outcome.precision if outcome else None,
+        notes=outcome.notes if outcome else [],
         attempts=record.attempts,
         created_at=_moment(job.created_at),
         started_at=_moment(record.started_at) if record.started_at else None,

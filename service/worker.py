@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
+from typing import TypedDict
 
 from service.blobs import Blob, BlobStore, open_store
 from service.broker.card import ModelReady, WorkerCard
@@ -27,7 +28,7 @@ from service.broker.lease import Lease, LeaseClient
 from service.errors import BadInput, Indivisible, JobCancelled, LeaseLost, NotReady, ResultGone, problem_of
 from service.job import Job, Lane, Outcome, Part, PartOutcome, Preview, Progress, Result
 from service.media.still import CONTENT_TYPE as STILL_TYPE
-from service.pipeline.denoiser import Denoiser
+from service.pipeline.denoiser import Denoiser, Tally
 from service.pipeline.images import DenoisedImage, denoise_image
 from service.pipeline.progress import OnProgress
 from service.pipeline.shelf import Shelf
@@ -43,6 +44,7 @@ from service.pipeline.videos import (
 from service.sandbox.decoder import warm_up
 from service.settings import Settings
 from service.webhooks.delivery import Courier
+from trtbuild.engine import EngineFailed
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,14 @@ def slots_for(wanted: Collection[Lane]) -> list[list[Lane]]:
     """The lanes that each slot looks at; slots that would look at none are left out."""
     slots = [[lane for lane in lanes if lane in wanted] for lanes in SLOTS]
     return [lanes for lanes in slots if lanes]
+
+
+class Ran(TypedDict):
+    """How a job was run, as its document tells."""
+
+    backend: str
+    precision: str
+    notes: list[str]
 
 
 class _HandBack(Exception):
@@ -182,6 +192,12 @@ class Worker:
                 client.bury(lease, problem_of(err))
             except LeaseLost:
                 raise
+            except EngineFailed as err:
+                # What has failed on a GPU once fails until the process is another: end, and be started again.
+                log.exception("job %s: attempt %d: an engine failed", lease.id, lease.attempt)
+                client.retry(lease, err)
+                self._failed = True
+                stop.ask(self._settings.drain_s)
             except Exception as err:
                 if _is_no_fault_of_the_job(err) and lease.fence - lease.attempt < MOST_PAUSES:
                     log.warning("job %s: handed back: %s", lease.id, err)
@@ -225,7 +241,7 @@ class Worker:
             return lambda: client.ack(lease, outcome)
 
     def _image(self, denoiser: Denoiser, lease: Lease, source: Path, on_progress: OnProgress) -> Outcome:
-        job = lease.job
+        job, tally = lease.job, Tally()
         with self._reference(job) as reference:
             made = denoise_image(
                 denoiser,
@@ -235,8 +251,9 @@ class Worker:
                 reference=reference,
                 urgency=URGENCY[job.lane],
                 on_progress=on_progress,
+                tally=tally,
             )
-        return _outcome(lease, made, self._blobs.put(io.BytesIO(made.data)), denoiser.backend, denoiser.precision)
+        return _outcome(lease, made, self._blobs.put(io.BytesIO(made.data)), _ran(denoiser, tally))
 
     def _video(
         self,
@@ -247,7 +264,7 @@ class Worker:
         on_progress: OnProgress,
         on_still: Callable[[bytes], None],
     ) -> Outcome:
-        job = lease.job
+        job, tally = lease.job, Tally()
         with self._reference(job) as reference:
             made = denoise_video(
                 denoiser,
@@ -258,8 +275,9 @@ class Worker:
                 reference=reference,
                 on_progress=on_progress,
                 on_still=on_still,
+                tally=tally,
             )
-        return _outcome(lease, made, self._blobs.put_file(target), denoiser.backend, denoiser.precision)
+        return _outcome(lease, made, self._blobs.put_file(target), _ran(denoiser, tally))
 
     def _plan(self, denoiser: Denoiser, lease: Lease, source: Path) -> list[Part]:
         """The parts to do a video in; none where it is done as one."""
@@ -281,8 +299,7 @@ class Worker:
             removed_power=made.tally.removed_power,
             values=made.tally.values,
             seconds=made.seconds.model_copy(update={"queue": lease.waited_s}),
-            backend=denoiser.backend,
-            precision=denoiser.precision,
+            **_ran(denoiser, made.tally),
             lost=made.lost,
         )
 
@@ -302,7 +319,9 @@ class Worker:
         backend, precision = (
             "+".join(sorted(set(names))) for names in zip(*{(p.backend, p.precision) for p in parts}, strict=True)
         )
-        return _outcome(lease, made, self._blobs.put_file(target), backend, precision)
+        notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+        ran: Ran = {"backend": backend, "precision": precision, "notes": notes}
+        return _outcome(lease, made, self._blobs.put_file(target), ran)
 
     @contextmanager
     def _reference(self, job: Job) -> Iterator[Path | None]:
@@ -347,7 +366,16 @@ def _nothing_more() -> None:
     """The lease is ended already."""
 
 
-def _outcome(lease: Lease, made: DenoisedImage | DenoisedVideo, blob: Blob, backend: str, precision: str) -> Outcome:
+def _ran(denoiser: Denoiser, tally: Tally) -> Ran:
+    """What had a share in it, which may be more than it began with."""
+    return {
+        "backend": tally.backend or denoiser.backend,
+        "precision": tally.precision or denoiser.precision,
+        "notes": tally.relief.notes,
+    }
+
+
+def _outcome(lease: Lease, made: DenoisedImage | DenoisedVideo, blob: Blob, ran: Ran) -> Outcome:
     seconds = made.metrics.seconds.model_copy(update={"queue": lease.waited_s})
     return Outcome(
         result=Result(
@@ -358,8 +386,7 @@ def _outcome(lease: Lease, made: DenoisedImage | DenoisedVideo, blob: Blob, back
             file_name=f"{lease.job.name}-denoised{made.suffix}",
         ),
         metrics=made.metrics.model_copy(update={"seconds": seconds}),
-        backend=backend,
-        precision=precision,
+        **ran,
         lost=made.lost,
     )
 

@@ -37,10 +37,12 @@ def denoise_image(
     reference: Path | None = None,
     urgency: Urgency = Urgency.BATCH,
     on_progress: OnProgress = ignore_progress,
+    tally: Tally | None = None,
 ) -> DenoisedImage:
     """Denoise an image file.
 
-    Metrics against `reference` are of the pixels that are encoded, before a lossy codec.
+    Metrics against `reference` are of the pixels that are encoded, before a lossy codec. What is learnt on the way is
+    added to `tally`.
 
     Raises:
         BadInput: the file or its reference cannot be read, or they differ in size.
@@ -52,7 +54,7 @@ def denoise_image(
         raise BadInput(f"reference is {_size(clean)}, the input {_size(picture.pixels)}; they must be equal")
     decoded = time.monotonic()
 
-    tally = Tally()
+    tally = tally if tally is not None else Tally()
     pace = Pace("tiles", None, on_progress)
 
     restored = denoiser.restore_picture(

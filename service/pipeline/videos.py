@@ -107,6 +107,7 @@ def denoise_video(
     reference: Path | None = None,
     on_progress: OnProgress = ignore_progress,
     on_still: OnStill | None = None,
+    tally: Tally | None = None,
 ) -> DenoisedVideo:
     """Denoise a video file into `target`, with its other tracks and its timestamps.
 
@@ -122,11 +123,12 @@ def denoise_video(
             that are encoded, before the codec.
         on_progress: told after each frame; what it raises stops the work.
         on_still: given the first restored frame, as JPEG.
+        tally: what is learnt on the way is added to it.
 
     Raises:
         BadInput: a file cannot be decoded, or the reference differs in size or length.
     """
-    tally, quality = Tally(), _Quality()
+    tally, quality = tally if tally is not None else Tally(), _Quality()
     with VideoReader(source, settings) as reader:
         pace = Pace("frames", reader.facts.frames, on_progress)
         with VideoWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
