@@ -174,6 +174,9 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(120_000_000, ge=1, description="Largest image, width times height.")
     max_frame_pixels: int = Field(8192 * 4352, ge=1, description="Largest video frame, width times height.")
     max_video_frames: int = Field(1_000_000, ge=1, description="Longest video, in frames.")
+    max_video_seconds: float = Field(24 * 3600.0, gt=0, description="Longest video, in seconds.")
+    max_frame_rate: float = Field(1000.0, gt=0, description="Most frames a second, counted as they are shown.")
+    max_streams: int = Field(64, ge=1, le=1024, description="Most tracks of a video, its own counted too.")
     decode_memory_bytes: int = Field(
         4 * 1024**3, ge=_LEAST_MEMORY_BYTES, description="Memory that decoding one file may take."
     )

@@ -1,7 +1,7 @@
 """How do a decoder's planes become RGB, and RGB an encoder's planes, so that nothing is lost between the two?"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from av.codec.codec import Codec, find_best_pix_fmt_of_list
@@ -28,6 +28,25 @@ _APPLIED = {_BT709: 1, _FCC: 4, _BT601_625: 5, _BT601: 5, _SMPTE240: 7, _BT2020:
 _HD_HEIGHT = 720  # from here on, what says nothing is taken for BT.709, as players do
 
 
+class Look(Protocol):
+    """What is asked here of a frame, or of one who knows as much of it."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def format(self) -> VideoFormat: ...
+    @property
+    def colorspace(self) -> int: ...
+    @property
+    def color_range(self) -> int: ...
+    @property
+    def color_primaries(self) -> int: ...
+    @property
+    def color_trc(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Coding:
     """How YUV numbers are to be read: the matrix and the range, as H.273 numbers them."""
@@ -51,7 +70,7 @@ class ColourTags:
         what.color_primaries, what.color_trc = self.primaries, self.transfer
 
 
-def coding_of(frame: VideoFrame) -> Coding:
+def coding_of(frame: Look) -> Coding:
     """Matrix and range to decode with, guessed where the frame tells none or one that cannot be applied."""
     guess = _BT709 if frame.height >= _HD_HEIGHT else _BT601
     matrix = frame.colorspace if frame.colorspace in _APPLIED else guess
@@ -61,7 +80,7 @@ def coding_of(frame: VideoFrame) -> Coding:
     return Coding(matrix, _FULL if full else _LIMITED)
 
 
-def tags_for(first: VideoFrame, pixel_format: str) -> tuple[ColourTags, Coding]:
+def tags_for(first: Look, pixel_format: str) -> tuple[ColourTags, Coding]:
     """What a stream made from this one is to say of its colours, and how its planes are to be made."""
     made = VideoFormat(pixel_format)
     beside = (first.color_primaries, first.color_trc)
@@ -106,7 +125,7 @@ def from_rgb(pixels: Pixels, pixel_format: str, coding: Coding, reformatter: Vid
     )
 
 
-def nearest_pixel_format(encoder: str, first: VideoFrame, *, whole_chroma: bool) -> str:
+def nearest_pixel_format(encoder: str, first: Look, *, whole_chroma: bool) -> str:
     """The source's pixel format where the encoder takes it, else the nearest that loses least.
 
     Args:

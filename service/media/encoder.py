@@ -3,30 +3,26 @@
 import contextlib
 import errno
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder otherwise writes a banner to standard error for every file
 
 import av
 from av.container import OutputContainer
 from av.packet import Packet
-from av.sidedata.sidedata import SideData, SideDataContainer
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.format import VideoFormat
-from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from service.errors import BadInput
 from service.media.colour import Pixels, depth_of, from_rgb, nearest_pixel_format, tags_for
 from service.media.formats import CODECS
-from service.media.opening import OpenVideo
+from service.media.head import VideoHead
 from service.media.tracks import foreign_tags
 
 MUXERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm"}
@@ -71,19 +67,11 @@ _SPECS = {
     "ffv1": _Spec("ffv1", {"level": "3", "slicecrc": "1"}),
 }
 
-_MEANINGFUL = {  # data beside a frame that a viewer would miss, and that new frames do not have
-    SideDataType.MASTERING_DISPLAY_METADATA: "HDR mastering display",
-    SideDataType.CONTENT_LIGHT_LEVEL: "HDR content light level",
-    SideDataType.DYNAMIC_HDR_PLUS: "HDR10+ metadata",
-    SideDataType.DOVI_METADATA: "Dolby Vision metadata",
-    SideDataType.A53_CC: "closed captions",
-}
-
 
 class Encoder:
     """The picture track of a file that is being written, and the encoder that fills it."""
 
-    def __init__(self, out: OutputContainer, like: OpenVideo, *, container: str, codec: str, crf: int | None) -> None:
+    def __init__(self, out: OutputContainer, like: VideoHead, *, container: str, codec: str, crf: int | None) -> None:
         """Add the track to a file. `open` comes after all other tracks are added.
 
         Args:
@@ -93,15 +81,15 @@ class Encoder:
         Raises:
             BadInput: The codec cannot hold frames of this size.
         """
-        source, first, spec = like.stream, like.first, _SPECS[codec]
-        if first.width < spec.smallest[0] or first.height < spec.smallest[1]:
+        spec = _SPECS[codec]
+        if like.width < spec.smallest[0] or like.height < spec.smallest[1]:
             width, height = spec.smallest
-            raise BadInput(f"frames are {first.width}x{first.height}; {codec} needs at least {width}x{height}")
+            raise BadInput(f"frames are {like.width}x{like.height}; {codec} needs at least {width}x{height}")
         self.codec = codec
         self.lost: list[str] = []
         self._out = out
         self._container = container
-        self._shape = (first.height, first.width, 3)
+        self._shape = (like.height, like.width, 3)
         self._time_base = like.time_base
         self._step = max(1, round(1 / (like.rate * like.time_base))) if like.rate else 1
         self._last_pts: int | None = None
@@ -115,27 +103,26 @@ class Encoder:
         assert isinstance(stream, VideoStream)
         self.stream = stream
         context = stream.codec_context
-        context.width, context.height = first.width, first.height
-        self.pixel_format = nearest_pixel_format(spec.name, first, whole_chroma=spec.whole_chroma)
+        context.width, context.height = like.width, like.height
+        self.pixel_format = nearest_pixel_format(spec.name, like, whole_chroma=spec.whole_chroma)
         context.pix_fmt = self.pixel_format
-        self._tags, self._coding = tags_for(first, self.pixel_format)
+        self._tags, self._coding = tags_for(like, self.pixel_format)
         self._tags.put_on(context)
         context.time_base = stream.time_base = like.time_base
         context.thread_count = 0
         context.thread_type = "AUTO"
-        aspect = source.sample_aspect_ratio
+        aspect = like.aspect
         if aspect:
             context.sample_aspect_ratio = aspect
             if aspect != 1 and container in MILLISECOND_MUXERS and codec not in _TELLS_ASPECT:
                 self.lost.append(f"pixel aspect ratio {aspect}")  # PyAV cannot set it on the track itself
         if codec == "hevc" and container in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # the only one of its two names that Apple's players know
-        matrix = _display_matrix(first)
-        if matrix:
-            stream.set_display_matrix(matrix)
-        stream.metadata.update(foreign_tags(source.metadata))
-        stream.disposition = source.disposition & ~Disposition.attached_pic
-        depth = depth_of(first.format)
+        if like.display_matrix:
+            stream.set_display_matrix(like.display_matrix)
+        stream.metadata.update(foreign_tags(like.tags))
+        stream.disposition = Disposition(like.disposition) & ~Disposition.attached_pic
+        depth = depth_of(like.format)
         if depth_of(VideoFormat(self.pixel_format)) < min(depth, 16):
             self.lost.append(f"{depth} bit depth")
 
@@ -222,7 +209,7 @@ def _no_real_time() -> Iterator[None]:
 
     Seen as root with PyAV 18.1 (SCHED_FIFO, 99): heartbeats and all other work then wait until a video is encoded.
     """
-    if not hasattr(os, "sched_setscheduler") or not _TASKS.exists():
+    if not hasattr(os, "sched_setscheduler") or not os.path.exists(_TASKS):
         yield
         return
     usual, param = os.sched_getscheduler(0), os.sched_getparam(0)
@@ -234,26 +221,3 @@ def _no_real_time() -> Iterator[None]:
                 thread = int(task.name)
                 if usual != os.SCHED_FIFO and os.sched_getscheduler(thread) == os.SCHED_FIFO:
                     os.sched_setscheduler(thread, usual, param)
-
-
-def lost_beside(like: OpenVideo) -> list[str]:
-    """What the source's frames carry, and new ones do not."""
-    lost = [_MEANINGFUL[side.type] for side in _beside(like.first) if side.type in _MEANINGFUL]
-    has_alpha = any(component.is_alpha for component in like.first.format.components)
-    if has_alpha or like.stream.metadata.get("alpha_mode") == "1":
-        lost.append("transparency")
-    if like.first.interlaced_frame:
-        lost.append("interlacing flags")
-    return lost
-
-
-def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
-    """How the picture is to be turned and mirrored for display, as containers say it."""
-    for side in _beside(frame):
-        if side.type == SideDataType.DISPLAYMATRIX:
-            return struct.unpack("=9i", bytes(side))
-    return None
-
-
-def _beside(frame: VideoFrame) -> Iterator[SideData]:
-    return iter(cast("SideDataContainer", frame.side_data))  # its stub says a dictionary

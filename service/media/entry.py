@@ -8,7 +8,6 @@ more than that, decoding begins one key frame earlier.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import av
@@ -17,6 +16,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from service.errors import Indivisible
+from service.media.held import Source
 from service.media.opening import DEMUXERS, open_container, video_track
 
 # These keep an index and land on the key frame asked for, or before it. The others search by bytes, may begin in the
@@ -35,7 +35,7 @@ class Entry:
     is_closed: bool  # whether the codec promises that nothing behind it refers to what is before
 
 
-def find_entry(path: Path, begin: int) -> Entry:
+def find_entry(source: Source, begin: int) -> Entry:
     """The last key frame that makes all frames right from a moment on.
 
     Args:
@@ -45,7 +45,7 @@ def find_entry(path: Path, begin: int) -> Entry:
         BadInput: The container is damaged.
         Indivisible: There is no such key frame, or the container cannot be read there.
     """
-    with path.open("rb") as file:
+    with source.open("rb") as file:
         container, content_type = open_container(file)
         try:
             stream = video_track(container)

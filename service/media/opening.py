@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 
 from service.errors import BadInput, FrameTooLarge, Indivisible
 from service.job import InputFacts
+from service.media.head import head_of
 from service.media.sniff import HEAD_BYTES, check_pixels, content_type_of, unknown_format
 from service.settings import Settings
 
@@ -39,7 +40,7 @@ DEMUXERS: dict[str, str] = {
     "video/x-yuv4mpeg": "yuv4mpegpipe",
 }
 _READ_BYTES = 256 * 1024  # each read crosses from C to Python: few and large
-_MAX_STREAMS = 64
+_MOST_STREAMS = 1024  # of a file that was opened with a lower bound before
 
 
 class _Nameless:
@@ -55,7 +56,7 @@ def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:  # noqa:
     raise PermissionError("a video may not open other files")
 
 
-def open_container(file: BinaryIO) -> tuple[InputContainer, str]:
+def open_container(file: BinaryIO, max_streams: int = _MOST_STREAMS) -> tuple[InputContainer, str]:
     """Open a video, and say its media type.
 
     Args:
@@ -78,7 +79,7 @@ def open_container(file: BinaryIO) -> tuple[InputContainer, str]:
     walls = {
         "format_whitelist": f"{av.format.ContainerFormat(demuxer, 'r').name},{demuxer}",
         "protocol_whitelist": "none",
-        "max_streams": str(_MAX_STREAMS),
+        "max_streams": str(max_streams),
     }
     try:
         container = av.open(
@@ -110,14 +111,16 @@ class OpenVideo:
             FrameTooLarge: More pixels a frame, or frames, than the settings allow.
             BadInput: It is damaged, has no video track, or its first frame cannot be decoded.
         """
+        self._settings = settings
         self._most_frames = settings.max_video_frames
         size = file.seek(0, 2)  # before the demuxer counts on the position
-        self.container, content_type = open_container(file)
+        self.container, content_type = open_container(file, settings.max_streams)
         try:
             self.stream = video_track(self.container)
             context = self.stream.codec_context
             check_pixels("video frame", context.width, context.height, settings.max_frame_pixels)
             check_count(self.stream.frames, self._most_frames)
+            check_length(_told_seconds(self.container, self.stream), 0, settings)
             # Headers lie; this bound is enforced by the decoder itself, for every frame.
             context.options = {"max_pixels": str(settings.max_frame_pixels)}
             context.thread_count = threads
@@ -141,6 +144,7 @@ class OpenVideo:
             frame_rate=f"{self.rate.numerator}/{self.rate.denominator}" if self.rate else None,
             has_audio=bool(self.container.streams.audio),
         )
+        self.head = head_of(self.stream, self.first, self.facts, self.time_base, self.rate)
 
     def __enter__(self) -> Self:
         return self
@@ -164,6 +168,8 @@ class OpenVideo:
         for index, frame in enumerate(self._frames, start=1):
             self._check_size(frame, f"frame {index}")
             check_count(index + 1, self._most_frames)
+            if frame.pts is not None and self.first.pts is not None:
+                check_length(float((frame.pts - self.first.pts) * self.time_base), index, self._settings)
             yield frame
 
     def frames_from(self, key: int, seek: int | None) -> Iterator[VideoFrame]:
@@ -248,6 +254,24 @@ class OpenVideo:
 def check_count(frames: int, most: int) -> None:
     if frames > most:
         raise FrameTooLarge(f"video has at least {frames} frames; at most {most} are accepted")
+
+
+def check_length(seconds: float, frames: int, settings: Settings) -> None:
+    """Refuse what lasts too long, or has more frames in its time than any camera takes: it would never be done."""
+    if seconds > settings.max_video_seconds:
+        raise FrameTooLarge(f"video lasts {seconds:.0f} s; at most {settings.max_video_seconds:g} s are accepted")
+    # Counted from a second on, for single frames may be as near to each other as they like.
+    if frames > settings.max_frame_rate * max(1.0, seconds):
+        raise FrameTooLarge(
+            f"video has {frames} frames in {seconds:.3f} s; at most {settings.max_frame_rate:g} a second are accepted"
+        )
+
+
+def _told_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """What the header says, where it says anything."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
 
 
 def video_track(container: InputContainer) -> VideoStream:

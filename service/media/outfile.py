@@ -11,11 +11,14 @@ import av
 from av.container import OutputContainer
 from av.packet import Packet
 
-from service.media.encoder import MILLISECOND_MUXERS, MUXERS, Encoder, failure, lost_beside
+from service.media.encoder import MILLISECOND_MUXERS, MUXERS, Encoder, failure
 from service.media.finishing import Finishing
 from service.media.formats import VIDEOS, codec_for, container_for
+from service.media.held import HeldFile, Source
 from service.media.opening import OpenVideo
 from service.media.tracks import Tracks, foreign_tags
+
+_WRITE_BYTES = 256 * 1024  # each write crosses from C to Python: few and large
 
 
 class OutFile(Finishing):
@@ -27,8 +30,8 @@ class OutFile(Finishing):
 
     def __init__(
         self,
-        path: Path,
-        source: Path,
+        path: Path | HeldFile,
+        source: Source,
         like: OpenVideo,
         *,
         format: str,  # noqa: A002 - the name it has in the public contract
@@ -38,7 +41,7 @@ class OutFile(Finishing):
         """Open the file and the encoder, and write the header.
 
         Args:
-            path: Where the finished file goes, whatever its suffix.
+            path: Where the finished file goes, whatever its suffix; one that is held open is written as it stands.
             source: Of the other tracks.
             like: The same file, opened.
 
@@ -50,16 +53,16 @@ class OutFile(Finishing):
         self.content_type = VIDEOS[container].content_type
         self.suffix = VIDEOS[container].suffix
         self._path = path
-        self._part = path.with_name(path.name + ".part")
+        self._part = path.with_name(path.name + ".part") if isinstance(path, Path) else None
         self._in_milliseconds = container in MILLISECOND_MUXERS
         self._lost_times: list[str] = []
         self._done = False
         self._tracks = Tracks(source, like.stream.index, MUXERS[container])
         try:
             self._out = self._open(container, like)
-            self.encoder = Encoder(self._out, like, container=container, codec=named, crf=crf)
+            self.encoder = Encoder(self._out, like.head, container=container, codec=named, crf=crf)
             self._tracks.add_to(self._out)
-            self._lost_beside = lost_beside(like)
+            self._lost_beside = list(like.head.beside)
             if self._in_milliseconds and self._tracks.begin_s < 0:
                 # Audio may begin before the picture, to warm up its decoder; Matroska then moves all by as much.
                 late_ms = round(-self._tracks.begin_s * 1000)
@@ -96,7 +99,8 @@ class OutFile(Finishing):
                 self._out.close()
             except av.FFmpegError as err:
                 raise failure(f"the {self.suffix} file cannot be finished", err) from None
-            self._part.replace(self._path)
+            if self._part is not None and isinstance(self._path, Path):
+                self._part.replace(self._path)
         except BaseException:
             self.abort()
             raise
@@ -113,7 +117,8 @@ class OutFile(Finishing):
         if out is not None:
             with contextlib.suppress(av.FFmpegError, ValueError):
                 out.close()
-        self._part.unlink(missing_ok=True)
+        if self._part is not None:
+            self._part.unlink(missing_ok=True)
 
     def _open(self, container: str, like: OpenVideo) -> OutputContainer:
         source = like.container
@@ -123,12 +128,26 @@ class OutFile(Finishing):
             apple = any(key.startswith("com.") for key in source.metadata)
             options["movflags"] = "+faststart+use_metadata_tags" if apple else "+faststart"
             options["movie_timescale"] = str(_common_clock([stream.time_base for stream in source.streams]))
-        out = av.open(str(self._part), "w", format=MUXERS[container], container_options=options)
+        out = self._open_target(MUXERS[container], options)
         out.metadata.update(foreign_tags(source.metadata))
         chapters = source.chapters()
         if chapters:
             out.set_chapters(chapters)
         return out
+
+    def _open_target(self, muxer: str, options: dict[str, str]) -> OutputContainer:
+        if isinstance(self._path, Path):
+            return av.open(str(self._part), "w", format=muxer, container_options=options)
+        held = self._path
+        # An index that goes to the front is moved there by reading the file again.
+        return av.open(
+            held.open("r+b"),
+            "w",
+            format=muxer,
+            container_options=options,
+            buffer_size=_WRITE_BYTES,
+            io_open=lambda url, flags, options: held.open("rb"),  # noqa: ARG005 - PyAV calls it so
+        )
 
     def _check_fineness(self, moment: Fraction) -> None:
         what = "timestamps finer than a millisecond"

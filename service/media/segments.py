@@ -26,9 +26,8 @@ from service.errors import BadInput, Indivisible
 from service.media.encoder import MUXERS, Encoder
 from service.media.finishing import Finishing
 from service.media.formats import codec_for, container_for
-from service.media.outfile import OutFile
 from service.media.tracks import Sink
-from service.media.video import Frame, VideoReader
+from service.media.video import Frame, Original
 
 _MAGIC = b"quietframe segment 1\n"
 _RECORD = struct.Struct(">qIB")  # presentation time, bytes that follow, flags
@@ -73,7 +72,7 @@ class SegmentWriter(Finishing):
     def __init__(
         self,
         path: Path,
-        like: VideoReader,
+        like: Original,
         *,
         format: str,  # noqa: A002 - the name it has in the public contract
         codec: str | None = None,
@@ -99,7 +98,7 @@ class SegmentWriter(Finishing):
         self._out = av.open(Sink(), "w", format=MUXERS[container])
         self._file: BinaryIO | None = None
         try:
-            self._encoder = Encoder(self._out, like.opened, container=container, codec=named, crf=crf)
+            self._encoder = Encoder(self._out, like.head, container=container, codec=named, crf=crf)
             self._encoder.open()
             self._time_base = like.time_base
             self._file = self._part.open("wb")
@@ -167,7 +166,7 @@ class SegmentWriter(Finishing):
 def join(
     segments: Sequence[Path],
     target: Path,
-    like: VideoReader,
+    like: Original,
     *,
     format: str,  # noqa: A002 - the name it has in the public contract
     codec: str | None = None,
@@ -187,8 +186,8 @@ def join(
         BadInput: The final file cannot be written from this input.
         Indivisible: The segments do not fit each other or this machine's encoder, or one is damaged.
     """
-    file = OutFile(target, like.path, like.opened, format=format, codec=codec, crf=crf)
-    with file:
+    file = like.out_file(target, format=format, codec=codec, crf=crf)
+    try:
         delay = _check(segments, _head_of(file.encoder, like.time_base), file.encoder.reorder_frames)
         times = _decode_times(segments, delay)
         for path in segments:
@@ -201,6 +200,10 @@ def join(
                 packet.stream, packet.time_base = file.encoder.stream, like.time_base
                 packet.pts, packet.dts, packet.is_keyframe = record.pts, next(times), record.is_key
                 file.mux([packet])
+        file.close()
+    except BaseException:
+        file.abort()
+        raise
     return Joined(file.content_type, file.suffix, file.lost)
 
 

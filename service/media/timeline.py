@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 
 import av
 from av.packet import Packet
@@ -14,7 +13,8 @@ from av.video.stream import VideoStream
 
 from service.errors import Indivisible
 from service.job import Part
-from service.media.opening import check_count, open_container, video_track
+from service.media.held import Source
+from service.media.opening import check_count, check_length, open_container, video_track
 from service.media.sniff import check_pixels
 from service.settings import Settings
 
@@ -31,7 +31,7 @@ class Timeline:
         return len(self.pts)
 
 
-def read_timeline(path: Path, settings: Settings) -> Timeline:
+def read_timeline(source: Source, settings: Settings) -> Timeline:
     """Pass through a video's packets without decoding.
 
     That nothing speaks against dividing here is no proof: a reader checks each part once more.
@@ -42,8 +42,8 @@ def read_timeline(path: Path, settings: Settings) -> Timeline:
         BadInput: The container is damaged, or has no video track.
         Indivisible: The video can be denoised only as one; the message says why.
     """
-    with path.open("rb") as file:
-        container, content_type = open_container(file)
+    with source.open("rb") as file:
+        container, content_type = open_container(file, settings.max_streams)
         try:
             stream = video_track(container)
             context = stream.codec_context
@@ -51,7 +51,10 @@ def read_timeline(path: Path, settings: Settings) -> Timeline:
             check_count(stream.frames, settings.max_video_frames)
             if content_type == "video/x-msvideo":
                 raise Indivisible("AVI stores no presentation times")
-            return _timeline_of(container.demux(stream), stream, settings.max_video_frames)
+            timeline = _timeline_of(container.demux(stream), stream, settings.max_video_frames)
+            seconds = float((timeline.pts[-1] - timeline.pts[0]) * timeline.time_base)
+            check_length(seconds, len(timeline), settings)
+            return timeline
         except av.FFmpegError as err:
             raise Indivisible(f"the container is damaged: {err.strerror}") from None
         finally:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
@@ -10,6 +9,7 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import AttachmentStream, Stream
 
+from service.media.held import Source
 from service.media.opening import open_container
 
 _MAX_COPIED_BYTES = 64 * 1024**2  # of attachments, such as fonts
@@ -21,7 +21,7 @@ _OWN_TAG_STARTS = ("_statistics", "number_of_")
 class Tracks:
     """The tracks beside the picture, read from the source a second time and put in by time."""
 
-    def __init__(self, path: Path, picture: int, muxer: str) -> None:
+    def __init__(self, source: Source, picture: int, muxer: str) -> None:
         """Open the source again and choose.
 
         Args:
@@ -29,7 +29,7 @@ class Tracks:
             muxer: Of the file the tracks go into.
         """
         self.lost: list[str] = []
-        self._file: BinaryIO = path.open("rb")
+        self._file: BinaryIO = source.open("rb")
         self._container: InputContainer | None = None
         self._made: dict[int, Stream] = {}
         self._last_dts: dict[int, int] = {}

@@ -1,20 +1,24 @@
 """Frames out of a video, and a video out of frames, with everything beside the pixels carried over."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Protocol, Self
 
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from service.errors import BadInput, Indivisible
 from service.job import InputFacts, Part
 from service.media.colour import Pixels, coding_of, depth_of, to_rgb
+from service.media.encoder import Encoder
 from service.media.entry import find_entry
 from service.media.finishing import Finishing
+from service.media.head import VideoHead
+from service.media.held import Source
 from service.media.opening import OpenVideo
 from service.media.outfile import OutFile
 from service.settings import Settings
@@ -30,13 +34,46 @@ class Frame:
     duration: int = 0  # in the same units; 0 where it is not told
 
 
+class PictureFile(Protocol):
+    """A file in the making that takes the picture packet by packet, as `OutFile` is one."""
+
+    encoder: Encoder
+    content_type: str
+    suffix: str
+
+    @property
+    def lost(self) -> list[str]: ...
+    def mux(self, packets: "Iterable[Packet[Any]]") -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Original(Protocol):
+    """A video that another is to be made like."""
+
+    head: VideoHead
+    facts: InputFacts
+    time_base: Fraction
+
+    def out_file(
+        self,
+        path: Path,
+        *,
+        format: str,  # noqa: A002 - the name it has in the public contract
+        codec: str | None,
+        crf: int | None,
+    ) -> PictureFile:
+        """A file that gets all that this one has beside its picture."""
+
+
 class VideoReader:
     """Reads a video's frames once, in presentation order. Holds the decoder's frames and one more."""
 
-    def __init__(self, path: Path, settings: Settings, part: Part | None = None) -> None:
+    def __init__(self, path: Source, settings: Settings, part: Part | None = None, *, threads: int = 0) -> None:
         """Open, and decode the first frame.
 
         Args:
+            threads: Of the decoder; 0 takes what the machine has.
             part: Read these frames only, lead and trail included; what is told of the video stays that of the whole.
 
         Raises:
@@ -48,16 +85,27 @@ class VideoReader:
         self.part = part
         self._file: BinaryIO = path.open("rb")
         try:
-            self.opened = OpenVideo(self._file, settings)
+            self.opened = OpenVideo(self._file, settings, threads=threads)
         except BaseException:
             self._file.close()
             raise
+        self.head = self.opened.head
         self.facts: InputFacts = self.opened.facts
         self.time_base: Fraction = self.opened.time_base
         self.rate: Fraction | None = self.opened.rate
         self.depth = depth_of(self.opened.first.format)
         self._coding = coding_of(self.opened.first)
         self._reformatter = VideoReformatter()
+
+    def out_file(
+        self,
+        path: Path,
+        *,
+        format: str,  # noqa: A002 - the name it has in the public contract
+        codec: str | None,
+        crf: int | None,
+    ) -> OutFile:
+        return OutFile(path, self.path, self.opened, format=format, codec=codec, crf=crf)
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +188,7 @@ class VideoWriter(Finishing):
     def __init__(
         self,
         path: Path,
-        like: VideoReader,
+        like: Original,
         *,
         format: str,  # noqa: A002 - the name it has in the public contract
         codec: str | None = None,
@@ -158,7 +206,7 @@ class VideoWriter(Finishing):
         Raises:
             BadInput: Container and codec do not go together, or the codec cannot hold frames of this size.
         """
-        self._file = OutFile(path, like.path, like.opened, format=format, codec=codec, crf=crf)
+        self._file = like.out_file(path, format=format, codec=codec, crf=crf)
         self._done = False
         self.codec = self._file.encoder.codec
         self.content_type = self._file.content_type

@@ -16,12 +16,13 @@ from service.errors import BadInput, Indivisible
 from service.job import InputFacts, Metrics, Options, Part, PartOutcome, StageSeconds
 from service.media.segments import SegmentWriter, join
 from service.media.still import jpeg_of
-from service.media.timeline import divide, read_timeline
-from service.media.video import Frame, VideoReader, VideoWriter
+from service.media.timeline import divide
+from service.media.video import Frame, VideoWriter
 from service.pipeline.denoiser import Denoiser, Pixels, Tally, blend, to_pixels, to_planes
 from service.pipeline.progress import OnProgress, Pace, ignore_progress
 from service.pipeline.relay import read_ahead, write_behind
 from service.pipeline.turns import Urgency
+from service.sandbox.videos import VideoReader, read_timeline
 from service.settings import Settings
 from trtbuild.engine import Array
 
@@ -141,7 +142,7 @@ def denoise_video(
                 pace,
                 tally,
                 quality,
-                turned=int(reader.opened.first.rotation),
+                turned=reader.head.rotation,
                 on_still=on_still,
             )
             closing = time.monotonic()
@@ -184,7 +185,7 @@ def still_of(denoiser: Denoiser, source: Path, options: Options, settings: Setti
             (one.planes for one in frames), sigma=_told_sigma(options), urgency=Urgency.BATCH
         )
         return jpeg_of(
-            _pixels_of(frames[0], next(iter(restored)), options.strength), turned=int(reader.opened.first.rotation)
+            _pixels_of(frames[0], next(iter(restored)), options.strength), turned=reader.head.rotation
         )
 
 

@@ -197,3 +197,5 @@ def _answer(channel: socket.socket, files: list[int]) -> None:
 def _say(channel: socket.socket, error: str, message: str, **more: Any) -> None:
     with suppress(OSError):
         wire.send(channel, {"error": error, "message": message[:4000], **more})
+        while wire.receive(channel) is not None:  # the worker may still be talking
+            pass

@@ -1,15 +1,20 @@
 """What does a decoder do, once it can do nothing else? Runs in the child; each task answers over the channel."""
 
+import importlib
 import mmap
+import pkgutil
 import socket
 import tempfile
+from collections import deque
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from service.job import Part
 from service.media.held import HeldFile
-from service.sandbox import wire
+from service.sandbox import heads, wire
 from service.settings import Settings
 
 
@@ -31,6 +36,11 @@ class Talk:
             raise BrokenPipeError
         return message.said
 
+    def hear_out(self) -> None:
+        """Wait until the worker has closed: what it had yet to say must find somebody, or it would lose our words."""
+        while wire.receive(self.channel) is not None:
+            pass
+
     def shared_memory(self) -> mmap.mmap:
         """What the worker gives for the pixels."""
         text, descriptors = wire.receive_descriptors(self.channel)
@@ -45,9 +55,14 @@ def load() -> None:
     import encodings.latin_1
     import encodings.utf_16  # noqa: F401
 
+    import av
     import cv2
 
     from service.media import image, outfile, timeline, video  # noqa: F401
+
+    for module in pkgutil.walk_packages(av.__path__, "av."):  # it loads some of its parts when they are first met
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
     cv2.setNumThreads(1)  # its pool would not survive the fork
     # Linking a decoder's functions takes each child some milliseconds unless it has been done here.
@@ -95,4 +110,71 @@ def _image(talk: Talk, told: dict[str, Any]) -> None:
     talk.say({"done": True})
 
 
-TASKS: dict[str, Callable[[Talk, dict[str, Any]], None]] = {"hello": _hello, "image": _image}
+def _frames(talk: Talk, told: dict[str, Any]) -> None:
+    """All frames of a video, or of a part, each in a slot of the shared memory that the worker has freed."""
+    from service.media.video import VideoReader
+
+    part = Part.model_validate(told["part"]) if told["part"] else None
+    settings = Settings.model_construct(**told["settings"])
+    with VideoReader(talk.files[0], settings, part, threads=talk.threads) as reader:
+        talk.say(heads.as_said(reader.head))
+        frames = iter(reader)
+        order = talk.hear()  # where to put them; none are asked for who only wants the head
+        memory = np.frombuffer(talk.shared_memory(), np.uint8)
+        free = deque(range(order["slots"]))
+        for frame in frames:
+            while not free:
+                free.append(talk.hear()["free"])
+            slot = free.popleft()
+            size = frame.pixels.nbytes
+            place = memory[slot * size : (slot + 1) * size].view(frame.pixels.dtype)
+            place.reshape(frame.pixels.shape)[...] = frame.pixels
+            talk.say({"slot": slot, "pts": frame.pts, "time_base": str(frame.time_base), "duration": frame.duration})
+    talk.say({"end": True})
+    talk.hear_out()
+
+
+def _timeline(talk: Talk, told: dict[str, Any]) -> None:
+    from service.media.timeline import read_timeline
+
+    timeline = read_timeline(talk.files[0], Settings.model_construct(**told["settings"]))
+    talk.say({"time_base": str(timeline.time_base)}, timeline.pts.tobytes(), timeline.keys.tobytes())
+
+
+def _mux(talk: Talk, told: dict[str, Any]) -> None:
+    """Write a file from the picture's packets, which the worker sends, and the source's other tracks."""
+    from av.packet import Packet
+
+    from service.media.opening import OpenVideo
+    from service.media.outfile import OutFile
+
+    source, target = talk.files
+    settings = Settings.model_construct(**told["settings"])
+    with source.open() as bytes_of, OpenVideo(bytes_of, settings, threads=1) as like:
+        file = OutFile(target, source, like, format=told["format"], codec=told["codec"], crf=told["crf"])
+        with file:
+            talk.say({"extradata": file.encoder.extradata.hex()})
+            while True:
+                message = wire.receive(talk.channel)
+                if message is None:
+                    raise BrokenPipeError
+                if message.said.get("close"):
+                    break
+                for about, block in zip(message.said["packets"], message.blocks, strict=True):
+                    # A packet of its own size has the padding behind it that parsers may read.
+                    packet: Packet[Any] = Packet(len(block))
+                    packet.update(bytes(block))
+                    packet.stream, packet.time_base = file.encoder.stream, Fraction(about["time_base"])
+                    packet.pts, packet.dts = about["pts"], about["dts"]
+                    packet.duration, packet.is_keyframe = about["duration"], about["key"]
+                    file.mux([packet])
+    talk.say({"lost": file.lost})
+
+
+TASKS: dict[str, Callable[[Talk, dict[str, Any]], None]] = {
+    "hello": _hello,
+    "image": _image,
+    "frames": _frames,
+    "timeline": _timeline,
+    "mux": _mux,
+}

@@ -57,7 +57,8 @@ def receive(channel: socket.socket, within_s: float | None = None) -> Message | 
         OSError: nothing came in time, or the other end is gone.
     """
     deadline = None if within_s is None else time.monotonic() + within_s
-    channel.settimeout(within_s)
+    if within_s is not None:
+        channel.settimeout(within_s)
     head = channel.recv(_HEAD.size)
     if not head:
         return None
