@@ -6,6 +6,8 @@ not by guessing, only that one is allowed, no protocol is, and the bytes come fr
 `io_open` that refuses.
 """
 
+import importlib
+import pkgutil
 from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
@@ -41,6 +43,13 @@ DEMUXERS: dict[str, str] = {
 }
 _READ_BYTES = 256 * 1024  # each read crosses from C to Python: few and large
 _MOST_STREAMS = 1024  # of a file that was opened with a lower bound before
+
+
+def load_all() -> None:
+    """Load what the library would load when first met: to be called before one can open files no longer."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 class _Nameless:

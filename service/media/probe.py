@@ -1,22 +1,27 @@
 """What does a video's header say, asked so that the asker never loads a decoder?
 
 The API process calls `probe_video`, which starts a child with little memory, little time and no names of files: it is
-handed the open file as its standard input. Whatever the child dies of, the caller gets one `BadInput`.
+handed the open file as its standard input, and gives up all that decoding does not take. Whatever the child dies of,
+the caller gets one `BadInput`, unless somebody else ended it.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from service.errors import BadInput, FrameTooLarge, UnknownFormat
+from service import confinement
+from service.errors import BadInput, FrameTooLarge, NotReady, UnknownFormat
 from service.job import InputFacts
 from service.settings import Settings
 
-_MEMORY_BYTES = 4 * 1024**3  # of addresses; the largest accepted frame takes 0.1 GiB, a decoder keeps up to 17
+# The settings that opening and decoding a video heed.
+HEEDED = ("max_frame_pixels", "max_video_frames", "max_video_seconds", "max_frame_rate", "max_streams")
+_MEMORY_BYTES = 3 * 1024**3  # the largest accepted frame takes 0.1 GiB, a decoder keeps up to 17
 _CPU_S = 20
 _WALL_S = 30.0
 _MAX_ANSWER_BYTES = 64 * 1024
@@ -37,6 +42,7 @@ async def probe_video(video: Path | BinaryIO, settings: Settings) -> InputFacts:
         UnknownFormat: The bytes are in no video format that is read here.
         FrameTooLarge: More pixels a frame, or frames, than the settings allow.
         BadInput: No frame can be decoded, or the probe died or ran out of time or memory over it.
+        NotReady: The probe was ended from outside.
     """
     if isinstance(video, Path):
         with video.open("rb") as file:
@@ -57,7 +63,7 @@ def probe_video_here(path: Path, settings: Settings) -> InputFacts:
 
 
 async def _ask_child(video: BinaryIO, settings: Settings) -> InputFacts:
-    bounds = {"max_frame_pixels": settings.max_frame_pixels, "max_video_frames": settings.max_video_frames}
+    bounds = {name: getattr(settings, name) for name in HEEDED}
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-I",
@@ -102,26 +108,23 @@ def _read_answer(answer: bytes, status: int) -> InputFacts:
             raise _ERRORS[told["error"]](told["message"])
         return InputFacts.model_validate(told["facts"])
     except (ValueError, KeyError, TypeError):
+        if -status in (signal.SIGKILL, signal.SIGTERM):
+            raise NotReady("a video's probe was ended from outside") from None  # memory ran out, or an operator
         raise BadInput(f"the video made its probe fail (status {status})") from None
 
 
 def _child() -> None:
     """Answer on standard output, one JSON document, about the video on standard input."""
-    import resource  # Unix only, as is the child's need of it
+    from service.media.opening import load_all
 
-    for what, most in (
-        (resource.RLIMIT_AS, _MEMORY_BYTES),
-        (resource.RLIMIT_CPU, _CPU_S),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        # Not every system lets itself be limited in everything (macOS: addresses); the wall clock is left then.
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(what, (most, most))
+    load_all()
     bounds = json.loads(sys.argv[2])
+    settings = Settings().model_copy(update=bounds)
+    confinement.limit(data_bytes=_MEMORY_BYTES, cpu_s=_CPU_S)
+    confinement.confine()
     try:
         with os.fdopen(0, "rb") as file:
-            facts = _probe(file, Settings().model_copy(update=bounds))
+            facts = _probe(file, settings)
         answer: dict[str, object] = {"facts": facts.model_dump()}
     except BadInput as err:
         answer = {"error": type(err).__name__, "message": str(err)}

@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import math
 import mmap
 import os
 import select
@@ -39,6 +40,7 @@ _DEATH_IS_TOLD_S = 10.0  # how long a dead child's status may take to be told
 _STARTS_WITHIN_S = 120.0  # the nursery loads its libraries, perhaps from a cold disk
 # Signals that somebody else sent: the kernel out of memory, an operator. The others are the child's own doing.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SHORT = ("hello", "image", "timeline")  # tasks that do not go on for as long as a video is
 _ERRORS: dict[str, type[QuietframeError]] = {
     cls.__name__: cls for cls in (BadInput, FrameTooLarge, UnknownFormat, Indivisible)
 }
@@ -64,7 +66,9 @@ class Decoder:
         self._patience_s = self._left_s = settings.decode_timeout_s
         self._memory_bytes = settings.decode_memory_bytes
         self._number, self._channel, self._status = _nursery.start(files)
-        bounds = {"data_bytes": self._memory_bytes, "written_bytes": None if writes else 0}
+        bounds: dict[str, int | None] = {"data_bytes": self._memory_bytes, "written_bytes": None if writes else 0}
+        if task in _SHORT:
+            bounds["cpu_s"] = math.ceil(2 * self._patience_s)
         self.send({"task": task, "told": told, "bounds": bounds})
 
     def __enter__(self) -> Self:

@@ -1,8 +1,6 @@
 """What does a decoder do, once it can do nothing else? Runs in the child; each task answers over the channel."""
 
-import importlib
 import mmap
-import pkgutil
 import socket
 import tempfile
 from collections import deque
@@ -55,14 +53,11 @@ def load() -> None:
     import encodings.latin_1
     import encodings.utf_16  # noqa: F401
 
-    import av
     import cv2
 
-    from service.media import image, outfile, timeline, video  # noqa: F401
+    from service.media import image, opening, outfile, timeline, video  # noqa: F401
 
-    for module in pkgutil.walk_packages(av.__path__, "av."):  # it loads some of its parts when they are first met
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    opening.load_all()
 
     cv2.setNumThreads(1)  # its pool would not survive the fork
     # Linking a decoder's functions takes each child some milliseconds unless it has been done here.

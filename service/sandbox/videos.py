@@ -18,6 +18,7 @@ from service.media.colour import depth_of
 from service.media.encoder import MUXERS, Encoder
 from service.media.finishing import Finishing
 from service.media.formats import VIDEOS, codec_for, container_for
+from service.media.probe import HEEDED
 from service.media.sniff import check_pixels
 from service.media.timeline import Timeline
 from service.media.tracks import Sink
@@ -26,13 +27,6 @@ from service.sandbox import heads
 from service.sandbox.decoder import Decoder, Shared
 from service.settings import Settings
 
-HEEDED = (  # the settings that decoding a video heeds
-    "max_frame_pixels",
-    "max_video_frames",
-    "max_video_seconds",
-    "max_frame_rate",
-    "max_streams",
-)
 _SLOTS = 3  # frames that may be ready: one that is copied out, one that waits, one that is being decoded
 # What a frame may take on average; a slower video would hold the slot for days. The first one may take more.
 _FRAME_S = 5.0
