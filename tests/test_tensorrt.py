@@ -89,14 +89,12 @@ def modules() -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture
-def faults(modules, monkeypatch) -> Callable[..., None]:
+def faults(modules, monkeypatch) -> Callable[[str, str], None]:
     """Let the fake fail, here and in the processes that build."""
 
-    def fail(**named: str) -> None:
-        told = {name.replace("__", ".", 1) if name[0] != "_" else name: why for name, why in named.items()}
-        for name, why in told.items():
-            monkeypatch.setitem(modules.trt._faults, name, why)
-        monkeypatch.setenv("FAKE_TENSORRT_FAULTS", json.dumps(told))
+    def fail(call: str, why: str) -> None:
+        monkeypatch.setitem(modules.trt._faults, call, why)
+        monkeypatch.setenv("FAKE_TENSORRT_FAULTS", json.dumps({call: why}))
 
     return fail
 
@@ -214,7 +212,7 @@ def test_a_plan_is_built_once_and_then_comes_out_of_the_store(build, store, faul
     first = build()
     assert not first.was_stored
     assert first.facts["profiles"] == ["1 to 3 windows of 64 x 64", "1 to 3 windows of 16 to 64 x 16 to 64"]
-    faults(OnnxParser__parse="nobody is to build again")
+    faults("OnnxParser.parse", "nobody is to build again")
     again = build()
     assert again.was_stored
     assert (again.content, again.facts, again.key) == (first.content, first.facts, first.key)
@@ -242,7 +240,7 @@ def test_a_build_of_the_older_major_asks_for_strong_types_by_its_own_number(buil
 
 
 def test_a_build_tells_how_far_it_is(build, faults):
-    faults(_step_s="0.05")
+    faults("_step_s", "0.05")
     told = []
     build(graph(nodes=8), on_progress=lambda share, phase: told.append((share, phase)))
     shares = [share for share, _phase in told]
@@ -260,7 +258,7 @@ def test_a_build_that_is_given_up_ends_and_keeps_what_it_timed(build, store, fau
         if share > 0:
             raise Cancelled
 
-    faults(_step_s="0.2")
+    faults("_step_s", "0.2")
     with pytest.raises(Cancelled):
         build(graph(nodes=100), on_progress=cancel_midway)
     (timings,) = store.entries()
@@ -326,7 +324,7 @@ def test_a_plan_that_fails_its_check_is_not_stored(build, store):
 
 
 def test_two_processes_that_want_one_plan_build_it_once(build, store, faults, modules, tmp_path):
-    faults(_step_s="0.3")
+    faults("_step_s", "0.3")
     (tmp_path / "graph.onnx").write_bytes(graph())
     code = f"""
 import sys
@@ -348,7 +346,7 @@ print(plan.was_stored, "another process builds it" in told, plan.key.digest)
 
 @pytest.mark.parametrize(("number", "named"), [(signal.SIGSEGV, "SIGSEGV"), (signal.SIGKILL, "SIGKILL, perhaps")])
 def test_a_crash_of_the_builder_is_one_clear_error(build, faults, store, number, named):
-    faults(_crash=str(int(number)))
+    faults("_crash", str(int(number)))
     with pytest.raises(EngineFailed, match=f"dncnn in fp32: the process that built it died of {named}.*a wild pointer"):
         build()
     assert store.entries() == []
@@ -362,7 +360,7 @@ def test_a_builder_that_cannot_even_start_says_why(build, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_builder_ends_when_its_parent_is_killed(store, modules, faults, tmp_path):
-    faults(_step_s="60")
+    faults("_step_s", "60")
     (tmp_path / "graph.onnx").write_bytes(graph())
     code = f"""
 import sys, os
@@ -390,39 +388,40 @@ build_plan(Path({str(tmp_path / "graph.onnx")!r}).read_bytes(), TOLD, STAGE, pre
 
 
 BUILD_FAULTS = [
-    "Builder__create_network",
-    "Builder__create_builder_config",
-    "Builder__create_optimization_profile",
-    "Builder__build_serialized_network",
-    "IBuilderConfig__add_optimization_profile",
-    "IBuilderConfig__create_timing_cache",
-    "OnnxParser__parse",
+    "Builder.__init__",
+    "Builder.create_network",
+    "Builder.create_builder_config",
+    "Builder.create_optimization_profile",
+    "Builder.build_serialized_network",
+    "IBuilderConfig.add_optimization_profile",
+    "IBuilderConfig.create_timing_cache",
+    "OnnxParser.parse",
 ]
 
 
 @pytest.mark.parametrize("call", BUILD_FAULTS)
 def test_whatever_the_builder_refuses_is_an_error_with_its_own_words(modules, faults, call):
-    faults(**{call: "Error Code 4: because of the weather"})
+    faults(call, "Error Code 4: because of the weather")
     shapes = [profile.shapes_of(STAGE) for profile in profiles_for(TOLD, 64, 3)]
     with pytest.raises(EngineFailed, match="because of the weather"):
         built_here(modules, graph(), shapes)
 
 
 def test_a_refusal_without_a_word_is_an_error_all_the_same(modules, faults):
-    faults(Builder__build_serialized_network="")
+    faults("Builder.build_serialized_network", "")
     shapes = [profile.shapes_of(STAGE) for profile in profiles_for(TOLD, 64, 3)]
     with pytest.raises(EngineFailed, match="builds no plan: TensorRT gives no reason"):
         built_here(modules, graph(), shapes)
 
 
 def test_a_graph_that_cannot_be_read_names_the_node(build, faults):
-    faults(OnnxParser__parse="In node 1: unsupported")
+    faults("OnnxParser.parse", "In node 1: unsupported")
     with pytest.raises(EngineFailed, match=r"GridSample 'node_1': this operator is not supported.*In node 1"):
         build()
 
 
 def test_a_gpu_without_room_to_build_is_told_apart(build, faults):
-    faults(Builder__build_serialized_network="[defaultAllocator] Error Code 1: Cuda Runtime (out of memory)")
+    faults("Builder.build_serialized_network", "[defaultAllocator] Error Code 1: Cuda Runtime (out of memory)")
     with pytest.raises(OutOfDeviceMemory, match="dncnn in fp32: TensorRT builds no plan"):
         build()
 
@@ -620,20 +619,20 @@ def test_pixels_out_of_range_are_clipped_not_wrapped(opened):
 # --- what goes wrong while running ---
 
 LOAD_FAULTS = [
-    "Runtime__deserialize_cuda_engine",
-    "ICudaEngine__create_execution_context",
-    "IExecutionContext__set_optimization_profile_async",
-    "IExecutionContext__set_input_shape",
-    "IExecutionContext__infer_shapes",
-    "IExecutionContext__set_tensor_address",
-    "IExecutionContext__execute_async_v3",
+    "Runtime.deserialize_cuda_engine",
+    "ICudaEngine.create_execution_context",
+    "IExecutionContext.set_optimization_profile_async",
+    "IExecutionContext.set_input_shape",
+    "IExecutionContext.infer_shapes",
+    "IExecutionContext.set_tensor_address",
+    "IExecutionContext.execute_async_v3",
 ]
 
 
 @pytest.mark.parametrize("call", LOAD_FAULTS)
 def test_whatever_fails_while_loading_is_an_error_with_tensorrts_words(opened, made, faults, call):
     plan = made()
-    faults(**{call: "Error Code 4: because of the weather"})
+    faults(call, "Error Code 4: because of the weather")
     with pytest.raises(EngineFailed, match=r"dncnn: .*because of the weather"):
         opened(plan)
 
@@ -649,9 +648,8 @@ def test_a_refusal_to_load_without_a_word_is_an_error_all_the_same(opened, made,
 @pytest.mark.parametrize("call", LOAD_FAULTS[3:])
 def test_an_engine_that_failed_once_works_again_when_the_trouble_is_over(opened, modules, monkeypatch, call):
     engine = opened()
-    name = call.replace("__", ".", 1)
     with monkeypatch.context() as patch:
-        patch.setitem(modules.trt._faults, name, "a passing cloud")
+        patch.setitem(modules.trt._faults, call, "a passing cloud")
         with pytest.raises(EngineFailed, match=r"dncnn.*: a passing cloud"):
             engine.denoise(windows(2, 32, 32), LEVELS[:2])
     noisy = windows(2, 32, 32)

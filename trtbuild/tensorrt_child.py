@@ -67,7 +67,10 @@ def build(
         EngineFailed, OutOfDeviceMemory: with TensorRT's reason.
     """
     logger = Log()
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as err:  # its library gave nothing, where the driver is too old for one thing
+        raise logger.failed("TensorRT makes no builder") from err
     # Precision is the graph's own. The number behind the flag is another one in every major version.
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = logger.insist(builder.create_network(flags), "TensorRT makes no network")

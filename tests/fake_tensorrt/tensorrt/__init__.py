@@ -34,7 +34,7 @@ _recording: dict[int, list[Callable[[], None]]] = {}
 
 
 class Dims:
-    def __init__(self, shape: Sequence[int] = ()) -> None:
+    def __init__(self, shape: Sequence[int]) -> None:
         self._sizes = tuple(shape)
 
     def __len__(self) -> int:
