@@ -1,6 +1,6 @@
 """What a running stage looks like to those who use it, whatever backend runs it."""
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from models.errors import QuietframeError
 
 Array = NDArray[np.float32]
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]  # RGB over the full range
 Precision = Literal["fp32", "bf16", "fp16", "int8", "uint8"]  # the last of classical denoisers alone
 
 
@@ -60,4 +61,24 @@ class Engine(Protocol):
 
         Returns:
             [N, planes_out, H, W], not clamped, owned by the caller.
+        """
+
+
+@runtime_checkable
+class PixelEngine(Protocol):
+    """An engine on a device of its own, to which pixels go as files have them: a quarter or half of the bytes."""
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether its stage reads one RGB frame and gives one; else `denoise_pixels` cannot be used."""
+
+    def denoise_pixels(self, pixels: Pixels, sigma: Array) -> Pixels:
+        """Run the stage on a batch of pictures.
+
+        Args:
+            pixels: [N, H, W, 3], sides as for `Engine.denoise`.
+            sigma: [N], on the [0, 1] scale; ignored when blind.
+
+        Returns:
+            Like `pixels`, clipped and rounded, owned by the caller.
         """

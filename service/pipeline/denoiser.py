@@ -15,7 +15,7 @@ from service.pipeline.cascade import restore_stream
 from service.pipeline.relief import Relief
 from service.pipeline.tiles import Tile, plan_tiles, read_padded
 from service.pipeline.turns import Turns, Urgency
-from trtbuild.engine import Array, Engine, OutOfDeviceMemory
+from trtbuild.engine import Array, Engine, OutOfDeviceMemory, PixelEngine
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]  # [H, W, 3] RGB
 OnTile = Callable[[int], None]  # told how many tiles there are in all
@@ -102,8 +102,13 @@ class Denoiser:
         scale = np.float32(np.iinfo(pixels.dtype).max)
         tiles = plan_tiles(*pixels.shape[:2], tile_px=self.tile_px, halo_px=stage.halo_px, multiple=self.spec.multiple)
         for together in _groups(tiles, self.engines[0].batch):
-            noisy = np.stack([to_planes(read_padded(pixels, tile)) for tile in together])
-            output = self._run(stage, noisy, sigma, urgency, tally)[:, : self.spec.channels]
+            cuts = [read_padded(pixels, tile) for tile in together]
+            finished = self._run_pixels(np.stack(cuts), sigma, urgency, tally) if strength == 1 else None
+            noisy = np.stack([to_planes(cut) for cut in cuts])
+            if finished is not None:
+                output = np.stack([to_planes(one) for one in finished])
+            else:
+                output = self._run(stage, noisy, sigma, urgency, tally)[:, : self.spec.channels]
             for tile, before, after in zip(together, noisy, output, strict=True):
                 inside = (slice(None), *tile.kept_inside)
                 kept, clean = before[inside], after[inside]
@@ -191,6 +196,21 @@ class Denoiser:
                     multiple=self.spec.multiple,
                     spare=self.open_spare is not None,
                 )
+
+    def _run_pixels(self, pixels: Pixels, sigma: float | None, urgency: Urgency, tally: Tally) -> Pixels | None:
+        """Pictures as files have them, where the engine takes them so and has memory enough; else None."""
+        engine = self.engines[0]
+        if not isinstance(engine, PixelEngine) or not engine.takes_pixels or tally.relief.notes:
+            return None
+        with self.turns.turn(urgency, engine.contexts):
+            started = time.monotonic()
+            try:
+                restored = engine.denoise_pixels(pixels, np.full(len(pixels), sigma or 0.0, np.float32))
+            except OutOfDeviceMemory:
+                return None  # the other way has steps to go down
+            tally.infer_s += time.monotonic() - started
+        tally.ran[engine.backend, engine.precision] = None
+        return restored
 
     def _run_smaller(
         self, stage: StageSpec, planes: Array, side_px: int, sigma: float | None, urgency: Urgency, tally: Tally
