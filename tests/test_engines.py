@@ -13,17 +13,23 @@ import onnx
 import openvino as ov
 import pytest
 import torch
-from seeded_networks import STAGES, write_graphs, write_weights
+from seeded_networks import DENOISERS, STAGES, write_graphs, write_weights
 
 from models.catalogue import CATALOGUE, DNCNN, FITVNET, DenoiserSpec
 from models.errors import UnknownDenoiser
 from models.quality import psnr_db
 from models.weights import stage_modules
-from trtbuild.engine import BackendUnavailable, Engine, Precision
+from trtbuild import onnxruntime_engine, openvino_engine
+from trtbuild.engine import BackendUnavailable, Engine, EngineFailed, Precision
 from trtbuild.open import backends, open_engine
 
 HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-RUNS: list[tuple[str, Precision]] = [("torch", "fp32"), ("openvino", "fp32")]
+RUNS: list[tuple[str, Precision]] = [
+    ("torch", "fp32"),
+    ("openvino", "fp32"),
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "fp16"),
+]
 RUNS += [("openvino", "bf16")] if HAS_BF16 else []
 SIZES = [(2, 64, 96), (1, 80, 48), (3, 16, 16)]  # batch, height, width; more where a denoiser needs more
 TOLD = np.full(3, 25 / 255, np.float32)
@@ -59,6 +65,25 @@ def opened(home) -> Callable[[str, str, Precision | None], Engine]:
     return opened
 
 
+@pytest.fixture(scope="module")
+def expected(home) -> Callable[[str, tuple[int, int, int]], np.ndarray]:
+    """What the network itself gives, in float32."""
+
+    @cache
+    def network(name: str) -> dict[str, torch.nn.Module]:
+        return stage_modules(DENOISERS[name], home.weights_dir)
+
+    @cache
+    def expected(stage_name: str, size: tuple[int, int, int]) -> np.ndarray:
+        stage = network(STAGES[stage_name][0].name)[stage_name]
+        with torch.no_grad():
+            restored = stage(torch.from_numpy(windows(stage_name, *size)), torch.from_numpy(TOLD[: size[0]])).numpy()
+        restored.setflags(write=False)
+        return restored
+
+    return expected
+
+
 @pytest.fixture(params=RUNS, ids=lambda run: " ".join(run))
 def run(request) -> tuple[str, Precision]:
     return request.param
@@ -85,28 +110,24 @@ def windows(stage_name: str, batch: int, height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stage_name", STAGES)
-def test_an_engine_restores_as_the_network_does(stage_name, run, opened, home):
+def test_an_engine_restores_as_the_network_does(stage_name, run, opened, expected):
     spec, stage = STAGES[stage_name]
-    network = stage_modules(spec, home.weights_dir)[stage_name]
     engine = opened(stage_name, *run)
     assert (engine.backend, engine.precision) == run
     for size in sizes_for(spec):
-        noisy = windows(stage_name, *size)
-        with torch.no_grad():
-            expected = network(torch.from_numpy(noisy), torch.from_numpy(TOLD[: size[0]])).numpy()
-        assert (
-            np.std(expected[:, :3] - noisy[:, stage.frames // 2 * stage.planes_in :][:, :3]) > 0.02
-        )  # it does something
+        noisy, exact = windows(stage_name, *size), expected(stage_name, size)
+        middle = noisy[:, stage.frames // 2 * stage.planes_in :][:, :3]
+        assert np.std(exact[:, :3] - middle) > 0.02  # it does something
         restored = engine.denoise(noisy, TOLD[: size[0]])
         assert restored.shape == (size[0], stage.planes_out, *size[1:])
         assert restored.dtype == np.float32
         if engine.precision == "fp32":
             # Sums in another order: 1e-6 is met, more would be another network.
-            assert np.abs(restored - expected).max() < 1e-4
+            assert np.abs(restored - exact).max() < 1e-4
         else:
             # Two or three digits of a correction as large as the noise: 59 to 117 dB are met. At 55 dB the rounding
             # would cost a picture that is restored to 35 dB 0.04 dB.
-            assert psnr_db(restored, expected) > 55
+            assert psnr_db(restored, exact) > 55
 
 
 def test_threads_are_not_pinned_to_cores_that_another_worker_pins_its_own_to(opened):
@@ -177,7 +198,7 @@ def test_a_denoiser_that_must_be_told_the_level_is_told_it(tmp_path):
 
 def test_auto_takes_the_first_backend_that_is_there(opened):
     usable = [name for name, why_not in backends().items() if why_not is None]
-    assert usable == ["openvino", "torch"]
+    assert usable == ["openvino", "onnxruntime", "torch"]
     engine = opened("fitvnet-second", "auto")
     assert engine.backend == "openvino"
     assert engine.precision == ("bf16" if HAS_BF16 else "fp32")
@@ -185,7 +206,7 @@ def test_auto_takes_the_first_backend_that_is_there(opened):
 
 def test_a_backend_that_is_not_there_says_what_would_help():
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['openvino'] = None\n"
+        "import sys; sys.modules.update(dict.fromkeys(['onnxruntime', 'openvino', 'torch']))\n"
         "from models.catalogue import DNCNN; from trtbuild.engine import BackendUnavailable\n"
         "from trtbuild.open import backends, open_engine\n"
         "print(backends())\n"
@@ -197,7 +218,7 @@ def test_a_backend_that_is_not_there_says_what_would_help():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout
     listed, auto, torch_alone = said.splitlines()
     assert "'openvino': 'openvino is not installed; it comes with: pip install openvino'" in listed
-    assert "openvino is not installed" in auto
+    assert "onnxruntime is not installed; it comes with: pip install 'quietframe[onnxruntime]'" in auto
     assert torch_alone == "torch: torch is not installed; it comes with: pip install 'quietframe[torch]'"
 
 
@@ -219,12 +240,13 @@ def said_with_broken(*packages: str, folder: Path) -> str:
 
 
 def test_auto_passes_over_a_backend_that_is_installed_but_broken(tmp_path):
-    assert said_with_broken("openvino", folder=tmp_path) == "torch"
+    assert said_with_broken("openvino", folder=tmp_path) == "onnxruntime"
+    assert said_with_broken("onnxruntime", folder=tmp_path) == "torch"
 
 
 def test_where_every_backend_is_broken_auto_tells_the_reason_of_each(tmp_path):
-    said = said_with_broken("openvino", "torch", folder=tmp_path)
-    for name in ("openvino", "torch"):
+    said = said_with_broken("openvino", "onnxruntime", "torch", folder=tmp_path)
+    for name in ("openvino", "onnxruntime", "torch"):
         assert f"{name} is installed but does not load: libbroken.so" in said
 
 
@@ -238,22 +260,43 @@ def test_what_cannot_be_opened_is_refused_with_the_reason(tmp_path):
         open_engine(DNCNN, stage, backend="torch", weights_dir=tmp_path)
 
 
-def test_a_precision_that_the_machine_lacks_is_refused(home):
-    for backend in ("openvino",) if torch.cuda.is_available() else ("openvino", "torch"):
-        with pytest.raises(BackendUnavailable, match="fp16"):
-            open_engine(
-                DNCNN,
-                DNCNN.stages[0],
-                backend=backend,
-                precision="fp16",
-                graphs_dir=home.graphs_dir,
-                weights_dir=home.weights_dir,
-            )
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [("openvino", "fp16"), ("openvino", "int8"), ("onnxruntime", "bf16"), ("onnxruntime", "int8"), ("torch", "int8")],
+)
+def test_a_precision_that_a_backend_cannot_have_of_itself_is_refused(backend, precision, opened):
+    with pytest.raises(BackendUnavailable, match=precision):
+        opened("dncnn", backend, precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can")
+def test_torch_on_the_cpu_has_no_half_precision(opened):
+    with pytest.raises(BackendUnavailable, match="on cpu runs in fp32; not in fp16"):
+        opened("dncnn", "torch", "fp16")
+
+
+@pytest.mark.parametrize("backend", [openvino_engine, onnxruntime_engine], ids=["openvino", "onnxruntime"])
+def test_a_graph_at_hand_runs_like_the_one_in_the_folder(backend, opened, home):
+    spec, stage = STAGES["fitvnet-first"]
+    graph = (home.graphs_dir / "fitvnet-first.onnx").read_bytes()
+    engine = backend.open_graph(graph, spec, stage, precision="fp32", threads=1)
+    noisy = windows("fitvnet-first", 1, 32, 48)
+    from_folder = opened("fitvnet-first", engine.backend, "fp32").denoise(noisy, TOLD[:1])
+    assert np.array_equal(engine.denoise(noisy, TOLD[:1]), from_folder)
+    with pytest.raises(EngineFailed, match=f"{engine.backend} does not take the graph of fitvnet-first"):
+        backend.open_graph(graph[:1000], spec, stage, precision="fp32", threads=1)
+
+
+def test_what_onnx_runtime_fails_of_is_told_in_its_words(opened):
+    engine = opened("fitvnet-first", "onnxruntime", "fp32")
+    with pytest.raises(EngineFailed, match="noisy"):
+        engine.denoise(np.zeros((1, 5, 16, 16), np.float32), TOLD[:1])
 
 
 def test_looking_for_backends_loads_none():
     code = (
-        "import sys, trtbuild.open; trtbuild.open.backends(); print({'torch', 'openvino', 'onnx'} & set(sys.modules))"
+        "import sys, trtbuild.open; trtbuild.open.backends()\n"
+        "print({'torch', 'openvino', 'onnx', 'onnxruntime'} & set(sys.modules))"
     )
     root = Path(__file__).parent.parent
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout

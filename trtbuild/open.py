@@ -23,6 +23,7 @@ class _Backend:
 
 _BACKENDS = {  # the best first: `auto` takes the first that loads
     "openvino": _Backend("trtbuild.openvino_engine", ("openvino",), "pip install openvino"),
+    "onnxruntime": _Backend("trtbuild.onnxruntime_engine", ("onnxruntime",), "pip install 'quietframe[onnxruntime]'"),
     "torch": _Backend("trtbuild.torch_engine", ("torch", "safetensors"), "pip install 'quietframe[torch]'"),
 }
 _CLASSICAL = "trtbuild.classical_engine"  # of denoisers that are no networks, whatever backend is asked for

@@ -9,7 +9,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from models.catalogue import DenoiserSpec, StageSpec
-from trtbuild.engine import Array, BackendUnavailable, Precision
+from trtbuild.engine import Array, BackendUnavailable, EngineFailed, Precision
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 _CONVOLUTIONS = frozenset(
@@ -57,7 +57,7 @@ class OpenVinoEngine:
 
 
 def open_engine(
-    spec: DenoiserSpec,  # noqa: ARG001 - the graph says all that is needed
+    spec: DenoiserSpec,
     stage: StageSpec,
     *,
     precision: Precision | None,
@@ -71,13 +71,42 @@ def open_engine(
         raise BackendUnavailable(
             f"there is no graph {path.name} in {graphs_dir}; make it with: python -m trtbuild.export"
         )
+    if precision == "int8":
+        raise BackendUnavailable("no shipped graph is in int8: it is made of one, and of your own pictures")
+    return open_graph(path.read_bytes(), spec, stage, precision=precision, threads=threads)
+
+
+def open_graph(
+    graph: bytes,
+    spec: DenoiserSpec,  # noqa: ARG001 - the graph says all that is needed
+    stage: StageSpec,
+    *,
+    precision: Precision | None,
+    threads: int,
+) -> OpenVinoEngine:
+    """Run a graph that is at hand.
+
+    Args:
+        graph: ONNX, weights inside: in float32, or for int8 as `trtbuild.quantise` made it.
+        spec: the denoiser.
+        stage: one of its stages.
+        precision: of the inner layers; None for bfloat16 where the CPU has it, else float32.
+        threads: of the CPU; 0 for all that the process may use.
+
+    Raises:
+        BackendUnavailable: this CPU cannot compute in that precision.
+        EngineFailed: OpenVINO does not take the graph.
+    """
     core = ov.Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision is None:
         precision = "bf16" if has_bf16 else "fp32"
     if precision not in _HINTS or (precision == "bf16" and not has_bf16):
         raise BackendUnavailable(f"openvino cannot run in {precision} on this CPU; it can in fp32")
-    model = core.read_model(path)
+    try:
+        model = core.read_model(graph)
+    except RuntimeError as err:
+        raise EngineFailed(f"openvino does not take the graph of {stage.name}: {err}") from err
     if precision == "bf16":
         _keep_picture_exact(core, model)
         _keep_coordinates_exact(core, model)
