@@ -166,16 +166,21 @@ class Shelf:
             except NotBuilt as err:
                 better.append(way)
                 reasons.append(err)
-            except _FAILS as err:
+            except (*_FAILS, UnknownDenoiser) as err:  # the latter where weights are missing but a graph is there
                 # What is not installed is no news; what is, and fails, is.
-                log.log(logging.DEBUG if isinstance(err, BackendUnavailable) else logging.WARNING, "%s: %s", way, err)
+                log.log(
+                    logging.DEBUG if isinstance(err, BackendUnavailable | UnknownDenoiser) else logging.WARNING,
+                    "%s: %s",
+                    way,
+                    err,
+                )
                 reasons.append(err)
             else:
                 if better and self._settings.build_engines:
                     self._wishes.put(_Wish(spec, tuple(better)))
                 return self._with(spec, way)
-        if len(reasons) == 1:
-            raise reasons[0]
+        if len(reasons) == 1 or any(isinstance(reason, UnknownDenoiser) for reason in reasons):
+            raise next((reason for reason in reasons if isinstance(reason, UnknownDenoiser)), reasons[0])
         told = "; ".join(dict.fromkeys(str(reason) for reason in reasons))
         raise BackendUnavailable(f"{spec.name} cannot run on this machine: {told}")
 
