@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo serve test chaos check format graphs clean
+FUZZ_SECONDS ?= 60
+
+.PHONY: help demo serve test chaos fuzz check format graphs clean
 
 help:
 	@echo "make demo    install, serve, denoise a photo and a clip over HTTP, show the result, stop"
 	@echo "make serve   install, then serve on http://127.0.0.1:8000 until Ctrl-C"
 	@echo "make test    install everything, run the tests"
 	@echo "make chaos   kill, stop, cut off and fill up the service at work, and see that nothing is lost"
+	@echo "make fuzz    feed spoilt files to the decoders for FUZZ_SECONDS (60)"
 	@echo "make check   lint, format and types"
 	@echo "make format  put the code into shape"
 	@echo "make graphs  export the shipped weights to ONNX again"
@@ -27,6 +30,9 @@ test: $(VENV)/full
 
 chaos: $(VENV)/full
 	PYTHONPATH=tests $(BIN)/python -m chaos $(CHAOS)
+
+fuzz: $(VENV)/full
+	PYTHONPATH=tests $(BIN)/python -m hostile.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
 
 check: $(VENV)/full
 	$(BIN)/ruff check .

@@ -162,7 +162,7 @@ def write_image(
         lost.append("16 bit depth")
     meta = _fitting(like.metadata, name, planes.ndim == 2, lost)
     if like.metadata.exif and not meta.exif:
-        planes = _upright(planes, tiff.orientation_of(like.metadata.exif))
+        planes = upright(planes, tiff.orientation_of(like.metadata.exif))
     planes = np.ascontiguousarray(planes)
     params = _params(name, quality)
     blocks = _blocks(meta, name)
@@ -170,7 +170,7 @@ def write_image(
     if encoded is None and blocks:
         # The encoder checks profiles, and refuses the picture for a broken one.
         if meta.exif:
-            planes = np.ascontiguousarray(_upright(planes, tiff.orientation_of(meta.exif)))
+            planes = np.ascontiguousarray(upright(planes, tiff.orientation_of(meta.exif)))
         lost.append("metadata")
         encoded = _encode(spec.suffix, planes, params, {})
     if encoded is None:
@@ -276,7 +276,7 @@ def _to_8_bit(planes: Pixels) -> Pixels:
     return ((planes.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _upright(planes: Pixels, orientation: int) -> Pixels:
+def upright(planes: Pixels, orientation: int) -> Pixels:
     """Turn a picture as its EXIF orientation says it is to be seen."""
     if orientation in (5, 6, 7, 8):
         planes = planes.swapaxes(0, 1)

@@ -88,7 +88,7 @@ def open_container(file: BinaryIO, max_streams: int = _MOST_STREAMS) -> tuple[In
     walls = {
         "format_whitelist": f"{av.format.ContainerFormat(demuxer, 'r').name},{demuxer}",
         "protocol_whitelist": "none",
-        "max_streams": str(max_streams),
+        "max_streams": str(max_streams + 1),  # some demuxers leave out what is too much, and tell nobody
     }
     try:
         container = av.open(
@@ -102,6 +102,9 @@ def open_container(file: BinaryIO, max_streams: int = _MOST_STREAMS) -> tuple[In
         )
     except (av.FFmpegError, OSError, ValueError) as err:
         raise BadInput(f"the {content_type} container is damaged{_because(err)}") from None
+    if len(container.streams) > max_streams:
+        container.close()
+        raise BadInput(f"video has more than {max_streams} tracks")
     return container, content_type
 
 
@@ -130,6 +133,7 @@ class OpenVideo:
             check_pixels("video frame", context.width, context.height, settings.max_frame_pixels)
             check_count(self.stream.frames, self._most_frames)
             check_length(_told_seconds(self.container, self.stream), 0, settings)
+            _check_rate(self.stream, settings)
             # Headers lie; this bound is enforced by the decoder itself, for every frame.
             context.options = {"max_pixels": str(settings.max_frame_pixels)}
             context.thread_count = threads
@@ -274,6 +278,13 @@ def check_length(seconds: float, frames: int, settings: Settings) -> None:
         raise FrameTooLarge(
             f"video has {frames} frames in {seconds:.3f} s; at most {settings.max_frame_rate:g} a second are accepted"
         )
+
+
+def _check_rate(stream: VideoStream, settings: Settings) -> None:
+    """What the header says, unless of a single frame, whose rate means nothing."""
+    rate = stream.average_rate
+    if rate and rate > settings.max_frame_rate and stream.frames != 1:
+        raise FrameTooLarge(f"video has {rate} frames a second; at most {settings.max_frame_rate:g} are accepted")
 
 
 def _told_seconds(container: InputContainer, stream: VideoStream) -> float:
