@@ -500,7 +500,7 @@ def test_the_input_is_left_as_it_was_and_the_output_is_the_callers(opened):
             "4 windows of 64 x 64; the plan was built for 1 to 3 windows of 64 x 64, or 1 to 3 windows of 16",
         ),
         ((1, 65, 64), "1 windows of 65 x 64"),
-        ((1, 64, 15), "1 windows of 64 x 15"),
+        ((1, 64, 80), "1 windows of 64 x 80"),
     ],
 )
 def test_a_shape_that_the_plan_was_not_built_for_is_refused(opened, shape, told):
@@ -598,6 +598,18 @@ def test_a_stage_that_reads_a_window_and_is_blind_runs_from_its_own_inputs(opene
     noisy = np.random.default_rng(1).random((2, 12, 32, 48), np.float32)
     assert np.array_equal(engine.denoise(noisy, LEVELS[:2]), noisy[:, 4:6])
     assert not engine.takes_pixels
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (1, 40), (15, 2), (1, 1)])
+def test_a_picture_smaller_than_any_plan_is_mirrored_until_it_is_not(opened, sides):
+    engine = opened()
+    noisy = windows(2, *sides)
+    restored = engine.denoise(noisy, LEVELS[:2])
+    assert restored.shape == noisy.shape
+    # A pixel of this graph depends on itself alone, so what was put beside it shows nowhere.
+    assert np.allclose(restored, expected(noisy, LEVELS[:2]), atol=1e-6)
+    pixels = np.full((1, *sides, 3), 128, np.uint8)
+    assert engine.denoise_pixels(pixels, LEVELS[:1]).shape == pixels.shape
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -8,7 +8,7 @@ import queue
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import prod
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import tensorrt as trt
@@ -32,6 +32,7 @@ _WARM_UP_SIGMA = 0.1
 # writes in the wrong place is off by more.
 _GRAPH_TOLERANCE = 1e-2
 Given = TypeVar("Given")
+Grown = TypeVar("Grown", bound=NDArray[Any])
 
 
 def open_plan(
@@ -100,9 +101,9 @@ class TensorRtEngine:
             EngineFailed: TensorRT or the GPU fails; the message holds its own words.
             OutOfDeviceMemory: the GPU has no room.
         """
-        batch, _planes, height, width = noisy.shape
-        with self._lane(batch, height, width) as lane:
-            return lane.denoise(noisy, sigma)
+        noisy, (height, width) = self._grown(noisy, 2), noisy.shape[2:]
+        with self._lane(len(noisy), *noisy.shape[2:]) as lane:
+            return lane.denoise(noisy, sigma)[:, :, :height, :width]
 
     def denoise_pixels(self, pixels: Pixels, sigma: Array) -> Pixels:
         """As `denoise`, for pixels as files have them: a quarter or half of the bytes go to the GPU and back.
@@ -118,9 +119,20 @@ class TensorRtEngine:
             as `denoise`.
         """
         assert self.takes_pixels, self._stage.name
-        batch, height, width, _channels = pixels.shape
-        with self._lane(batch, height, width) as lane:
-            return lane.denoise_pixels(pixels, sigma)
+        pixels, (height, width) = self._grown(pixels, 1), pixels.shape[1:3]
+        with self._lane(len(pixels), *pixels.shape[1:3]) as lane:
+            return lane.denoise_pixels(pixels, sigma)[:, :height, :width]
+
+    def _grown(self, picture: Grown, axis: int) -> Grown:
+        """Mirrored at its right and lower edge where it is smaller than any plan is built for: an icon, or a test."""
+        smallest = [min(profile.height.smallest for profile in self.profiles)]
+        smallest += [min(profile.width.smallest for profile in self.profiles)]
+        sides = picture.shape[axis : axis + 2]
+        lacking = [max(0, least - side) for least, side in zip(smallest, sides, strict=True)]
+        if not any(lacking):
+            return picture
+        beyond = [(0, lacking[place - axis]) if place in (axis, axis + 1) else (0, 0) for place in range(4)]
+        return cast("Grown", np.pad(picture, beyond, mode="reflect"))
 
     @contextmanager
     def _lane(self, batch: int, height: int, width: int) -> Iterator["_Lane"]:
