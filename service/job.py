@@ -51,6 +51,8 @@ class Options(_Frozen):
     quality: int | None = Field(None, description="Of JPEG and WebP, 1 to 100.")
     codec: str | None = Field(None, description="Video codec; null lets the container choose.")
     crf: int | None = Field(None, description="Constant rate factor of the video codec.")
+    estimate: bool = Field(False, description="Estimate the PSNR though there is no reference, whatever it costs.")
+    side_by_side: bool = Field(False, description="The result's left half is left as it was, to compare.")
 
 
 class InputFacts(_Frozen):
@@ -123,6 +125,21 @@ class StageSeconds(_Frozen):
     encode: float = Field(0.0, description="Writing the result.")
 
 
+class NoiseEstimate(_Frozen):
+    """Noise found in a picture by itself, on the 8-bit scale: red, green and blue, or one number of a grey picture."""
+
+    sigma: list[float] = Field(
+        description="Standard deviation, root mean square over the picture (of a video: frames)."
+    )
+    black: list[float] = Field(
+        description="Standard deviation where the picture is black. The variance runs straight from black to white: "
+        "for raw light, read noise is `black` and gain (white² - black²) / 255."
+    )
+    white: list[float] = Field(
+        description="The same where it is white; equal where noise does not depend on brightness."
+    )
+
+
 class Metrics(_Frozen):
     psnr_db: float | None = Field(
         None,
@@ -133,7 +150,23 @@ class Metrics(_Frozen):
         None, description="Restored against the reference; 11x11 Gaussian window, data range 1.0."
     )
     input_psnr_db: float | None = Field(None, description="Noisy input against the reference.")
-    sigma_estimate: float | None = Field(None, description="Estimated noise level of the input, 8-bit scale.")
+    sigma_estimate: float | None = Field(
+        None,
+        description="Estimated noise level of the input, 8-bit scale: the root mean square of what the denoiser "
+        "took for noise.",
+    )
+    input_noise_estimate: NoiseEstimate | None = Field(
+        None, description="Noise of the input, measured without the denoiser; of a video, in every 24th frame."
+    )
+    output_noise_estimate: NoiseEstimate | None = Field(None, description="The same of the result.")
+    psnr_estimate_db: float | None = Field(
+        None,
+        description="Estimate, made without a reference, of what `psnr_db` would be; where `estimate` was asked for, "
+        "and of videos where it costs little. Holds for noise that is independent from pixel to pixel.",
+    )
+    psnr_estimate_error_db: float | None = Field(
+        None, description="Standard error of that estimate: on test pictures about two of three lay within it."
+    )
     seconds: StageSeconds = Field(StageSeconds(), description="Where the time went.")
 
 

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from models.noise_level import QUICK_BLOCKS, measure_noise
 from models.quality import psnr_db, ssim
 from service.errors import BadInput
 from service.job import Metrics, Options, StageSeconds
-from service.media.image import write_image
+from service.media.image import Picture, upright, write_image
+from service.media.tiff import orientation_of
 from service.pipeline.denoiser import Denoiser, Pixels, Tally
+from service.pipeline.halves import side_by_side
+from service.pipeline.probing import noise_told, probe_picture, psnr_told
 from service.pipeline.progress import OnProgress, Pace, ignore_progress
 from service.pipeline.turns import Urgency
 from service.sandbox.images import read_image
@@ -41,8 +45,8 @@ def denoise_image(
 ) -> DenoisedImage:
     """Denoise an image file.
 
-    Metrics against `reference` are of the pixels that are encoded, before a lossy codec. What is learnt on the way is
-    added to `tally`.
+    Metrics are of the restored pixels, before a lossy codec and before halves are put side by side. What is learnt on
+    the way is added to `tally`.
 
     Raises:
         BadInput: the file or its reference cannot be read, or they differ in size.
@@ -56,19 +60,28 @@ def denoise_image(
 
     tally = tally if tally is not None else Tally()
     pace = Pace("tiles", None, on_progress)
+    sigma = None if options.sigma is None else options.sigma / 255
 
     restored = denoiser.restore_picture(
         picture.pixels,
         strength=options.strength,
-        sigma=None if options.sigma is None else options.sigma / 255,
+        sigma=sigma,
         urgency=urgency,
         tally=tally,
         on_tile=pace.step,
     )
     if picture.is_grey:
         restored = _grey(restored)
+    planes = 1 if picture.is_grey else 3  # a grey picture's are equal
+    noise = measure_noise(picture.pixels.transpose(2, 0, 1)[:planes])
+    left = measure_noise(restored.transpose(2, 0, 1)[:planes], most_blocks=QUICK_BLOCKS)
+    estimated: dict[str, float] = {}
+    if options.estimate:
+        evidence = probe_picture(denoiser, picture.pixels, noise, sigma=sigma, is_grey=picture.is_grey, urgency=urgency)
+        estimated = psnr_told(evidence, options.strength)
     worked = time.monotonic()
-    made = write_image(restored, picture, format=options.format, quality=options.quality)
+    shown = _halves(picture, restored) if options.side_by_side else restored
+    made = write_image(shown, picture, format=options.format, quality=options.quality)
     encoded = time.monotonic()
     return DenoisedImage(
         data=made.data,
@@ -80,6 +93,9 @@ def denoise_image(
             ssim=None if clean is None else ssim(restored, clean),
             input_psnr_db=None if clean is None else psnr_db(picture.pixels, clean),
             sigma_estimate=tally.sigma_estimate,
+            input_noise_estimate=noise_told(noise),
+            output_noise_estimate=noise_told(left),
+            **estimated,
             seconds=StageSeconds(decode=decoded - started, infer=worked - decoded, encode=encoded - worked),
         ),
     )
@@ -89,6 +105,11 @@ def _grey(restored: Pixels) -> Pixels:
     """A grey picture went in as three equal planes; what comes out is averaged back to one, in all three."""
     mean = np.rint(restored.mean(2, keepdims=True, dtype=np.float32)).astype(restored.dtype)
     return np.broadcast_to(mean, restored.shape).copy()
+
+
+def _halves(picture: Picture, restored: Pixels) -> Pixels:
+    orientation = orientation_of(picture.metadata.exif)
+    return side_by_side(picture.pixels, restored, lambda pixels: upright(pixels, orientation))
 
 
 def _size(pixels: Pixels) -> str:
