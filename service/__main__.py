@@ -253,6 +253,9 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; one is fastest on a shared machine.")] = 1,
+    compiles: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first (torch.compile): pays on a GPU, in long runs.")
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Train a network by its recipe, or adapt a finished one to footage of your own."""
@@ -260,6 +263,8 @@ def train(
     if unsupervised:
         if out_file is not None:
             raise typer.BadParameter("--unsupervised takes a --name, and writes into the models directory; drop --out")
+        if compiles:
+            raise typer.BadParameter("--compile does not go with --unsupervised, whose runs are short")
         from service.adaptation import Wish, adapt_to_footage
 
         wish = Wish(
@@ -302,6 +307,7 @@ def train(
         start_from=start_from,
         device=device,
         threads=threads,
+        compiles=compiles,
         on_report=tell,
     )
     out.print(f"wrote {out_file}", markup=False, soft_wrap=True)

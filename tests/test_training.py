@@ -92,6 +92,14 @@ def test_a_resumed_run_takes_the_step_that_the_unbroken_one_takes(name, material
     assert all(torch.equal(value, unbroken._average[key]) for key, value in resumed._average.items())
 
 
+@pytest.mark.parametrize("name", ["dncnn", "fitvnet"])
+def test_a_compiled_network_takes_the_same_step(name, material, weights_dir):
+    plain, compiled = (run_of(name, material, weights_dir / f"{name}.new.safetensors", weights_dir) for _ in range(2))
+    compiled.compile(backend="eager")  # traced as for any backend, and run without a compiler of C++
+    assert compiled._one_step() == pytest.approx(plain._one_step(), rel=1e-3)
+    assert compiled._state().keys() == plain._state().keys()
+
+
 def test_a_frozen_part_is_not_touched_and_not_saved(material, weights_dir):
     run = run_of("fitvnet", material, weights_dir / "fitvnet.safetensors", weights_dir)
     before = {key: value.detach().clone() for key, value in run._network.state_dict().items()}

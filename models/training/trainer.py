@@ -68,6 +68,7 @@ def train(
     start_from: Path | None = None,
     device: str = "cpu",
     threads: int = 1,
+    compiles: bool = False,
     weights_dir: Path | None = None,
     on_report: Callable[[Report], None] = lambda _: None,
 ) -> None:
@@ -83,6 +84,7 @@ def train(
         start_from: finished weights of an earlier run of the recipe to begin with, instead of fresh ones.
         device: a torch device.
         threads: of the CPU; one is fastest on a machine that is shared.
+        compiles: let torch compile the network's parts first, a minute or two that long runs on a GPU earn back.
         weights_dir: where the finished weights lie that the recipe starts parts from; `out`'s folder unless told.
         on_report: told of progress.
 
@@ -102,6 +104,8 @@ def train(
         run.start_from(start_from)
     if resume:
         run.resume()
+    if compiles:
+        run.compile()
     for report in run.steps():
         on_report(report)
     run.finish(folders)
@@ -221,6 +225,15 @@ class Run:
             part = self._network.get_submodule(parts[name]) if name in parts else self._network
             self._load_part(part, weights_dir / f"{name}.safetensors")
         self._average = self._copy_of_state()
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Let torch compile the network, and its parts for objectives that call those by themselves.
+
+        Args:
+            backend: of torch.compile.
+        """
+        for module in (self._network, *self._network.children()):
+            module.compile(backend=backend)
 
     def as_it_is(self) -> Callable[[Tensor, Tensor], Tensor]:
         """What restores frames with a copy of the network, which later steps leave alone."""
