@@ -3,6 +3,7 @@
 The fake runs plans through ONNX Runtime on the CPU; see fake_tensorrt and host_device for what that leaves open.
 """
 
+import ctypes
 import importlib
 import json
 import signal
@@ -24,7 +25,7 @@ from host_device import HostDevice, HostStream
 from models.catalogue import DNCNN, FITVNET, DenoiserSpec, StageSpec
 from models.weights import GRAPHS_DIR
 from service.pipeline.denoiser import to_pixels, to_planes
-from trtbuild.engine import EngineFailed, OutOfDeviceMemory, ShapeOutsideProfile
+from trtbuild.engine import EngineFailed, OutOfDeviceMemory, PrecisionLost, ShapeOutsideProfile
 from trtbuild.store import Store, Tampered
 from trtbuild.tensorrt_build import Plan, build_plan
 from trtbuild.tensorrt_plan import BuildOptions, GpuFacts, plan_key, profiles_for, timing_key
@@ -559,6 +560,23 @@ def test_a_graph_that_gives_something_else_is_not_used(opened, device, monkeypat
     noisy = windows(3, 64, 64)
     assert np.array_equal(engine.denoise(noisy, LEVELS), expected(noisy, LEVELS))
     assert "the CUDA graph for (3, 64, 64) gives something else" in caplog.text
+
+
+@pytest.mark.parametrize("profile", [0, 1])
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_profiles_that_do_not_give_the_same_are_refused(opened, modules, monkeypatch, profile, value):
+    """Each has kernels of its own, and the guard looks at one of them."""
+    execute = modules.trt.IExecutionContext.execute_async_v3
+
+    def wrong_in_one(context, stream_handle: int) -> bool:
+        ran = execute(context, stream_handle)
+        if context._profile == profile:
+            (ctypes.c_float * 4096).from_address(context._addresses["restored"])[:] = [value] * 4096
+        return ran
+
+    monkeypatch.setattr(modules.trt.IExecutionContext, "execute_async_v3", wrong_in_one)
+    with pytest.raises(PrecisionLost, match=r"dncnn: profiles of the plan give different results for \(3, 64, 64\)"):
+        opened()
 
 
 def test_as_many_threads_as_there_are_contexts_run_at_once_each_in_its_own_stream(opened, device, modules, monkeypatch):

@@ -7,7 +7,6 @@ import logging
 import queue
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from math import prod
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,7 +17,14 @@ from numpy.typing import NDArray
 from models.catalogue import DenoiserSpec, StageSpec
 from models.errors import QuietframeError
 from trtbuild.cuda_device import ALIGNMENT_BYTES, CudaDevice, Device
-from trtbuild.engine import Array, EngineFailed, OutOfDeviceMemory, Precision, ShapeOutsideProfile
+from trtbuild.engine import (
+    Array,
+    EngineFailed,
+    OutOfDeviceMemory,
+    Precision,
+    PrecisionLost,
+    ShapeOutsideProfile,
+)
 from trtbuild.tensorrt_api import Log, shape_of
 from trtbuild.tensorrt_plan import Profile, Span
 
@@ -27,10 +33,12 @@ log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 Shape = tuple[int, int, int]  # batch, height, width
 
-_WARM_UP_SIGMA = 0.1
+_WARM_UP_SIGMA = 25 / 255
 # Of a graph's result against the same run without: kernels may add up in another order, but a graph that reads or
 # writes in the wrong place is off by more.
 _GRAPH_TOLERANCE = 1e-2
+_MOST_DISAGREEMENT = 1e-4  # 40 dB, where each is to be 50 or 60 from the reference
+_PINNED = {1: torch.uint8, 4: torch.float32}  # by the size of a value
 Given = TypeVar("Given")
 Grown = TypeVar("Grown", bound=NDArray[Any])
 
@@ -171,21 +179,14 @@ class _Lane:
         logger: Log,
     ) -> None:
         self._engine, self._stage, self._blind, self._profiles, self._log = engine, stage, blind, profiles, logger
-        self._stream = device.stream()
+        self._device, self._stream = device, device.stream()
         batch = max(profile.batch.largest for profile in profiles)
         area = max(profile.height.largest * profile.width.largest for profile in profiles)
-        planes_in = stage.frames * stage.planes_in
         with self._stream.work():
-            self._noisy = device.empty(batch * planes_in * area, torch.float32)
+            self._noisy = device.empty(batch * stage.frames * stage.planes_in * area, torch.float32)
             self._sigma = device.empty(batch, torch.float32)
             self._restored = device.empty(batch * stage.planes_out * area, torch.float32)
             self._scratch = device.empty(max(1, engine.device_memory_size_v2), torch.uint8)
-            pixels = batch * 3 * area if planes_in == 3 else 0
-            self._pixels = device.empty(2 * pixels, torch.uint8)
-        self._noisy_host = device.pinned(self._noisy.numel(), torch.float32)
-        self._sigma_host = device.pinned(batch, torch.float32)
-        self._restored_host = device.pinned(self._restored.numel(), torch.float32)
-        self._pixels_host = device.pinned(2 * pixels, torch.uint8)
         self._addresses = {
             "noisy": _address(self._noisy),
             **({} if blind else {"sigma": _address(self._sigma)}),
@@ -198,14 +199,15 @@ class _Lane:
         self._loose = self._context()
 
     def warm_up(self) -> None:
-        """Run each profile once, and note down the fixed ones for a single window and for a full batch."""
-        np.random.default_rng(0).random(dtype=np.float32, out=self._noisy_host.numpy())
-        self._sigma_host.fill_(_WARM_UP_SIGMA)
+        """Run each profile once, and note down the fixed ones for a single window and for a full batch.
+
+        Raises:
+            PrecisionLost: two profiles give different results for one shape.
+        """
         for profile in self._profiles:
             shape = profile.batch.best, profile.height.best, profile.width.best
-            self._copy_in(shape)
-            self._run_loose(shape)
-            self._stream.synchronize()
+            self._copy_in(*_windows(self._stage, shape))
+            self._insist_that_profiles_agree(shape)
             if profile.is_fixed:
                 for batch in sorted({profile.batch.smallest, profile.batch.largest}):
                     self._capture((batch, *shape[1:]))
@@ -213,42 +215,39 @@ class _Lane:
     def denoise(self, noisy: Array, sigma: Array) -> Array:
         self._mark = self._log.mark()
         batch, _planes, height, width = noisy.shape
-        np.copyto(self._noisy_host[: noisy.size].numpy(), noisy.reshape(-1))
-        self._note_sigma(sigma)
         shape = batch, height, width
-        self._copy_in(shape)
+        self._copy_in(noisy, sigma)
         self._run(shape)
         given = self._output(shape)
-        host = self._restored_host[: given.numel()]
+        # Of the caller from here on: torch keeps such memory for the next one when it is given up.
+        host = self._device.pinned(given.numel(), torch.float32)
         with self._stream.work():
             host.copy_(given.view(-1), non_blocking=True)
         self._stream.synchronize()
-        restored: Array = host.numpy().reshape(tuple(given.shape)).copy()
+        restored: Array = host.numpy().reshape(tuple(given.shape))
         return restored
 
     def denoise_pixels(self, pixels: Pixels, sigma: Array) -> Pixels:
         self._mark = self._log.mark()
         batch, height, width, _channels = pixels.shape
         shape = batch, height, width
-        raw = np.ascontiguousarray(pixels).reshape(-1).view(np.uint8)
-        host, there = self._pixels_host[: raw.size], self._pixels[: raw.size]
-        np.copyto(host.numpy(), raw)
-        self._note_sigma(sigma)
+        host = self._pinned(np.ascontiguousarray(pixels).view(np.uint8))
+        told = self._pinned(sigma)
         scale = float(np.iinfo(pixels.dtype).max)
         with self._stream.work():
+            there = self._device.empty(host.numel(), torch.uint8)
             there.copy_(host, non_blocking=True)
             planes = _numbers(there, pixels.dtype).view(batch, height, width, 3).permute(0, 3, 1, 2)
             noisy = self._noisy[: planes.numel()].view(planes.shape)
             noisy.copy_(planes)
             noisy.mul_(float(np.float32(1 / scale)))
-            self._sigma.copy_(self._sigma_host, non_blocking=True)
+            self._sigma[:batch].copy_(told, non_blocking=True)
         self._run(shape)
         with self._stream.work():
             clean = self._output(shape)[:, :3].clamp(0, 1).mul_(scale).round_().permute(0, 2, 3, 1)
-            there.copy_(_bytes_of(clean, pixels.dtype))
-            host.copy_(there, non_blocking=True)
+            host.copy_(_bytes_of(clean, pixels.dtype), non_blocking=True)
         self._stream.synchronize()
-        restored: Pixels = host.numpy().view(pixels.dtype).reshape(pixels.shape).copy()
+        restored: Pixels = host.numpy().view(pixels.dtype).reshape(pixels.shape)
         return restored
 
     def forget(self) -> None:
@@ -257,14 +256,17 @@ class _Lane:
         with suppress(Exception):  # it has been told of already
             self._stream.synchronize()  # or the next one writes into memory that is still read
 
-    def _note_sigma(self, sigma: Array) -> None:
-        np.copyto(self._sigma_host[: sigma.size].numpy(), sigma)
+    def _pinned(self, values: NDArray[Any]) -> torch.Tensor:
+        """A flat copy that the GPU can fetch by itself."""
+        host = self._device.pinned(values.size, _PINNED[values.dtype.itemsize])
+        np.copyto(host.numpy(), values.reshape(-1))
+        return host
 
-    def _copy_in(self, shape: Shape) -> None:
-        count = prod(shape) * self._stage.frames * self._stage.planes_in
+    def _copy_in(self, noisy: Array, sigma: Array) -> None:
+        planes, told = self._pinned(noisy), self._pinned(sigma)
         with self._stream.work():
-            self._noisy[:count].copy_(self._noisy_host[:count], non_blocking=True)
-            self._sigma.copy_(self._sigma_host, non_blocking=True)
+            self._noisy[: noisy.size].copy_(planes, non_blocking=True)
+            self._sigma[: sigma.size].copy_(told, non_blocking=True)
 
     def _output(self, shape: Shape) -> torch.Tensor:
         batch, height, width = shape
@@ -308,6 +310,28 @@ class _Lane:
         self._captured.append(context)
         self._graphs[shape] = replay
 
+    def _insist_that_profiles_agree(self, shape: Shape) -> None:
+        """Run what was copied in with each profile that takes it: each has kernels of its own.
+
+        Whether one of them agrees with the float32 reference is for `guard` to say.
+        """
+        results = []
+        for index, profile in enumerate(self._profiles):
+            if profile.holds(*shape):
+                self._ready = None
+                self._set_up(self._loose, shape, index)
+                self._execute(self._loose)
+                with self._stream.work():
+                    results.append(self._output(shape).clone())
+        with self._stream.work():
+            apart = [float((result - results[0]).square().mean()) for result in results]
+        self._stream.synchronize()
+        if not all(one <= _MOST_DISAGREEMENT for one in apart):  # where a value is not finite, neither is this
+            raise PrecisionLost(
+                f"{self._stage.name}: profiles of the plan give different results for {shape}, or none that are finite;"
+                f" mean squared differences are {apart}, at most {_MOST_DISAGREEMENT:g} is accepted"
+            )
+
     def _gives_the_same(self, replay: Callable[[], None], shape: Shape) -> bool:
         """Whether a graph does again what was just done."""
         output = self._output(shape)
@@ -323,10 +347,11 @@ class _Lane:
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         return self._insist(self._engine.create_execution_context(strategy), "cannot make a context")
 
-    def _set_up(self, context: trt.IExecutionContext, shape: Shape) -> None:
+    def _set_up(self, context: trt.IExecutionContext, shape: Shape, index: int | None = None) -> None:
         """Set the context to a shape: profile, scratch, inputs, addresses, in this order."""
         batch, height, width = shape
-        index = next(index for index, profile in enumerate(self._profiles) if profile.holds(*shape))
+        if index is None:
+            index = next(index for index, profile in enumerate(self._profiles) if profile.holds(*shape))
         with self._stream.work():
             chosen = context.set_optimization_profile_async(index, self._stream.handle)
         self._insist(chosen, f"cannot take profile {index}")
@@ -393,6 +418,17 @@ def _as_ours(logger: Log, what: str) -> Iterator[None]:
         raise OutOfDeviceMemory(f"{what}: {err}") from err
     except (RuntimeError, TypeError) as err:  # the latter where a constructor comes back with nothing
         raise logger.failed(f"{what}: {err}", mark) from err
+
+
+def _windows(stage: StageSpec, shape: Shape) -> tuple[Array, Array]:
+    """Something like noisy pictures, of any size, for runs whose results are compared with each other."""
+    batch, height, width = shape
+    planes = stage.frames * stage.planes_in
+    down, across = np.ogrid[0:height, 0:width]
+    picture = 0.5 + 0.3 * np.sin(down / 17) * np.cos(across / 23)
+    noise = np.random.default_rng(0).standard_normal((batch, planes, height, width), np.float32)
+    noisy = picture.astype(np.float32) + np.float32(_WARM_UP_SIGMA) * noise
+    return noisy, np.full(batch, _WARM_UP_SIGMA, np.float32)
 
 
 def _address(memory: torch.Tensor) -> int:
