@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from models.errors import QuietframeError
 from service.errors import QueueFull, problem, problem_of
@@ -108,7 +109,8 @@ def install(app: FastAPI) -> None:
             405: f"{request.method} is not among the methods of {request.url.path}",
         }
         document = plain(err.status_code, details.get(err.status_code, str(err.detail)))
-        return respond(document, request.url.path, err.headers)
+        headers = {"Allow": _allowed(app, request)} if err.status_code == 405 else err.headers
+        return respond(document, request.url.path, headers)
 
     @app.exception_handler(NothingMore)
     async def _nothing(_request: Request, _err: NothingMore) -> Response:
@@ -121,3 +123,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _stranger(request: Request, err: Exception) -> Response:
         return respond(problem_of(err), request.url.path)
+
+
+def _allowed(app: FastAPI, request: Request) -> str:
+    """All methods of a path: the framework names only those of the first route that has it."""
+    matching = (route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in matching for method in getattr(route, "methods", None) or ()}))
