@@ -170,6 +170,23 @@ class Metrics(_Frozen):
     seconds: StageSeconds = Field(StageSeconds(), description="Where the time went.")
 
 
+class Sampled(_Frozen):
+    """What was learnt from some of a video's frames, as sums that can be added up over its parts."""
+
+    frames: int = 0
+    before: list[list[float]] = []  # squares of sigma, black and white, each colour's, on the scale [0, 1]
+    after: list[list[float]] = []
+    evidence: dict[str, float] = {}  # of the result's quality; fields of `models.quality_estimate.Evidence`
+
+
+class FrameTableBlob(_Frozen):
+    """What was measured of each frame, as CSV."""
+
+    blob: str
+    bytes: int
+    sha256: str
+
+
 class Result(_Frozen):
     """What came of the job."""
 
@@ -189,6 +206,11 @@ class Outcome(_Frozen):
     precision: str
     lost: list[str] = []  # what of the input the result could not keep
     notes: list[str] = []  # what did not go as usual
+    per_frame: FrameTableBlob | None = None
+
+    @property
+    def blobs(self) -> list[str]:
+        return [self.result.blob, *([self.per_frame.blob] if self.per_frame else [])]
 
 
 class PartOutcome(_Frozen):
@@ -203,6 +225,12 @@ class PartOutcome(_Frozen):
     precision: str
     lost: list[str] = []
     notes: list[str] = []
+    sampled: Sampled = Sampled()
+    frame_table: str | None = None  # the blob of what was measured of each frame
+
+    @property
+    def blobs(self) -> list[str]:
+        return [self.blob, *([self.frame_table] if self.frame_table else [])]
 
 
 class Preview(_Frozen):
@@ -275,6 +303,9 @@ class JobDocument(BaseModel):
     preview: ResultLink | None = Field(
         None, description="A video's first frame, restored; there within seconds of a worker's taking it."
     )
+    per_frame: ResultLink | None = Field(
+        None, description="What was measured of each frame of a video that succeeded; as CSV, JSON or a plot."
+    )
     result: ResultLink | None = Field(None, description="Present when it succeeded.")
     error: ProblemDocument | None = Field(None, description="Present when it failed.")
 
@@ -291,6 +322,12 @@ def document_of(record: Record) -> JobDocument:
         made = outcome.result
         link = ResultLink(
             url=f"/jobs/{job.id}/result", content_type=made.content_type, bytes=made.bytes, sha256=made.sha256
+        )
+    table = None
+    if outcome and outcome.per_frame and record.state is JobState.SUCCEEDED:
+        kept = outcome.per_frame
+        table = ResultLink(
+            url=f"/jobs/{job.id}/frames?format=csv", content_type="text/csv", bytes=kept.bytes, sha256=kept.sha256
         )
     still = None
     if record.preview and record.state is not JobState.EXPIRED:
@@ -316,6 +353,7 @@ def document_of(record: Record) -> JobDocument:
         options=job.options,
         metrics=outcome.metrics if outcome else None,
         preview=still,
+        per_frame=table,
         result=link,
         error=ProblemDocument.model_validate(record.error) if record.error else None,
     )

@@ -26,7 +26,7 @@ from service.broker.card import ModelReady, WorkerCard
 from service.broker.janitor import Janitor
 from service.broker.lease import Lease, LeaseClient
 from service.errors import BadInput, Indivisible, JobCancelled, LeaseLost, NotReady, ResultGone, problem_of
-from service.job import Job, Lane, Outcome, Part, PartOutcome, Preview, Progress, Result
+from service.job import FrameTableBlob, Job, Lane, Outcome, Part, PartOutcome, Preview, Progress, Result
 from service.media.still import CONTENT_TYPE as STILL_TYPE
 from service.pipeline.denoiser import Denoiser, Tally
 from service.pipeline.images import DenoisedImage, denoise_image
@@ -277,7 +277,9 @@ class Worker:
                 on_still=on_still,
                 tally=tally,
             )
-        return _outcome(lease, made, self._blobs.put_file(target), _ran(denoiser, tally))
+        return self._with_frames(
+            _outcome(lease, made, self._blobs.put_file(target), _ran(denoiser, tally)), made.per_frame
+        )
 
     def _plan(self, denoiser: Denoiser, lease: Lease, source: Path) -> list[Part]:
         """The parts to do a video in; none where it is done as one."""
@@ -301,27 +303,37 @@ class Worker:
             seconds=made.seconds.model_copy(update={"queue": lease.waited_s}),
             **_ran(denoiser, made.tally),
             lost=made.lost,
+            sampled=made.sampled,
+            frame_table=self._blobs.put(io.BytesIO(made.per_frame)).name,
         )
 
     def _joined(
         self, parts: Sequence[PartOutcome], lease: Lease, source: Path, target: Path, heed: Callable[[], None]
     ) -> Outcome:
         with ExitStack() as fetched:
-            files = []
+            files, tables = [], []
             for part in parts:
                 heed()
                 try:
                     files.append(fetched.enter_context(self._blobs.fetch(part.blob)))
+                    if part.frame_table:
+                        tables.append(fetched.enter_context(self._blobs.fetch(part.frame_table)).read_bytes())
                 except ResultGone as err:
                     raise Indivisible(f"a part is lost: {err}") from err
-            made = join_parts(parts, files, source, target, lease.job.options, self._settings, heed=heed)
+            options = lease.job.options
+            made = join_parts(parts, files, source, target, options, self._settings, tables=tables, heed=heed)
         # Workers may differ; what did a part is told, each once.
         backend, precision = (
             "+".join(sorted(set(names))) for names in zip(*{(p.backend, p.precision) for p in parts}, strict=True)
         )
         notes = list(dict.fromkeys(note for part in parts for note in part.notes))
         ran: Ran = {"backend": backend, "precision": precision, "notes": notes}
-        return _outcome(lease, made, self._blobs.put_file(target), ran)
+        return self._with_frames(_outcome(lease, made, self._blobs.put_file(target), ran), made.per_frame)
+
+    def _with_frames(self, outcome: Outcome, table: bytes) -> Outcome:
+        blob = self._blobs.put(io.BytesIO(table))
+        kept = FrameTableBlob(blob=blob.name, bytes=blob.bytes, sha256=blob.sha256)
+        return outcome.model_copy(update={"per_frame": kept})
 
     @contextmanager
     def _reference(self, job: Job) -> Iterator[Path | None]:

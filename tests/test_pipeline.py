@@ -131,7 +131,7 @@ from models.catalogue import CATALOGUE
 from service.pipeline.denoiser import Denoiser
 
 class Copy:
-    backend, precision = "copy", "fp32"
+    backend, precision, batch, contexts = "copy", "fp32", 1, 1
     def denoise(self, noisy, sigma):
         return np.concatenate([noisy, noisy[:, :1]], 1)
 

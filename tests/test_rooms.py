@@ -20,7 +20,7 @@ FLOORS = [
     {"intake", "pipeline"},
     {"webhooks", "sandbox"},
     {"broker", "media", "blobs"},
-    {"metrics", "settings", "processes", "confinement"},
+    {"metrics", "settings", "frames", "processes", "confinement"},
     {"job"},
     {"errors"},
 ]

@@ -19,7 +19,7 @@ SECOND = StageSpec(name="second", frames=3, halo_px=0, parameters=0, macs_per_pi
 class Told:
     """Gives back the middle frame of each window, and remembers what it was told."""
 
-    backend, precision = "told", "fp32"
+    backend, precision, batch, contexts = "told", "fp32", 1, 1
 
     def __init__(self):
         self.levels: deque[float] = deque()

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 class MiddleFrame:
     """An engine that gives the middle frame of a window back: what goes in comes out."""
 
-    backend, precision = "middle", "fp32"
+    backend, precision, batch, contexts = "middle", "fp32", 1, 1
 
     def __init__(self, stage):
         self.first = stage.frames // 2 * stage.planes_in

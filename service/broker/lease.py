@@ -196,7 +196,7 @@ class LeaseClient:
         """A part is done. Raises as `ack`."""
         job = lease.job
         pixels = job.input.width * job.input.height * outcome.frames
-        self._settle(lease, "part_done", outcome.model_dump_json(), outcome.blob, pixels)
+        self._settle(lease, "part_done", outcome.model_dump_json(), " ".join(outcome.blobs), pixels)
 
     def parts_of(self, lease: Lease) -> list[PartOutcome]:
         """What came of a video's parts, in order, where the lease is to join them.
@@ -371,7 +371,7 @@ class LeaseClient:
             state,
             self._result_ttl_ms,
             outcome.model_dump_json() if outcome else "",
-            outcome.result.blob if outcome else "",
+            " ".join(outcome.blobs) if outcome else "",
             json.dumps(failure) if failure else "",
             reason,
         )

@@ -13,14 +13,17 @@ import numpy as np
 
 from models.quality import psnr_db, ssim
 from service.errors import BadInput, Indivisible
-from service.job import InputFacts, Metrics, Options, Part, PartOutcome, StageSeconds
+from service.frames import FrameFigures, FrameTable, joined
+from service.job import InputFacts, Metrics, Options, Part, PartOutcome, Sampled, StageSeconds
 from service.media.segments import SegmentWriter, join
 from service.media.still import jpeg_of
 from service.media.timeline import divide
 from service.media.video import Frame, VideoWriter
 from service.pipeline.denoiser import Denoiser, Pixels, Tally, blend, to_pixels, to_planes
+from service.pipeline.halves import side_by_side, turned_by
 from service.pipeline.progress import OnProgress, Pace, ignore_progress
 from service.pipeline.relay import read_ahead, write_behind
+from service.pipeline.sampling import Sampler, told
 from service.pipeline.turns import Urgency
 from service.sandbox.videos import VideoReader, read_timeline
 from service.settings import Settings
@@ -45,6 +48,7 @@ class DenoisedVideo:
     metrics: Metrics
     frames: int
     lost: list[str]  # tracks that the container cannot hold
+    per_frame: bytes  # a `FrameTable` as CSV
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class DenoisedPart:
     tally: Tally
     seconds: StageSeconds
     lost: list[str]
+    sampled: Sampled
+    per_frame: bytes
 
 
 class _Sink(Protocol):
@@ -89,11 +95,13 @@ class _Mean:
 
 @dataclass(slots=True)
 class _Quality:
-    """Means over frames, and times."""
+    """What is measured of frames, and times."""
 
+    sampler: Sampler
     psnr: _Mean = field(default_factory=_Mean)
     input_psnr: _Mean = field(default_factory=_Mean)
     ssim: _Mean = field(default_factory=_Mean)
+    frames: FrameTable = field(default_factory=FrameTable)
     decode_s: float = 0.0
     encode_s: float = 0.0
 
@@ -129,7 +137,8 @@ def denoise_video(
     Raises:
         BadInput: a file cannot be decoded, or the reference differs in size or length.
     """
-    tally, quality = tally if tally is not None else Tally(), _Quality()
+    tally = tally if tally is not None else Tally()
+    quality = _Quality(Sampler(denoiser, options, _told_sigma(options), None))
     with VideoReader(source, settings) as reader:
         pace = Pace("frames", reader.facts.frames, on_progress)
         with VideoWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
@@ -151,9 +160,10 @@ def denoise_video(
             return DenoisedVideo(
                 content_type=writer.content_type,
                 suffix=writer.suffix,
-                metrics=_metrics(tally, quality),
+                metrics=_metrics(tally, quality, options),
                 frames=pace.done,
                 lost=list(writer.lost),
+                per_frame=quality.frames.as_csv(),
             )
 
 
@@ -179,14 +189,15 @@ def still_of(denoiser: Denoiser, source: Path, options: Options, settings: Setti
         BadInput: it cannot be decoded.
     """
     with VideoReader(source, settings) as reader:
-        taken = islice(_decode(reader, None, settings, _Quality()), denoiser.spec.frames)
+        unused = _Quality(Sampler(denoiser, options, None, None))
+        taken = islice(_decode(reader, None, settings, unused), denoiser.spec.frames)
         frames = list(taken)
         restored = denoiser.restore_frames(
             (one.planes for one in frames), sigma=_told_sigma(options), urgency=Urgency.BATCH
         )
-        return jpeg_of(
-            _pixels_of(frames[0], next(iter(restored)), options.strength), turned=reader.head.rotation
-        )
+        pixels = _pixels_of(frames[0], next(iter(restored)), options.strength)
+        turned = reader.head.rotation
+        return jpeg_of(_shown(frames[0].frame.pixels, pixels, options, turned), turned=turned)
 
 
 def denoise_part(
@@ -205,19 +216,34 @@ def denoise_part(
         Indivisible: the frames are not those that were planned.
         BadInput: they cannot be decoded.
     """
-    tally, quality = Tally(), _Quality()
+    tally, quality = Tally(), _Quality(Sampler(denoiser, options, _told_sigma(options), part))
     with VideoReader(source, settings, part) as reader:
         pace = Pace("frames", part.frames, on_progress)
         with SegmentWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
             _restore(
-                denoiser, _decode(reader, None, settings, quality), writer, options, pace, tally, quality, part=part
+                denoiser,
+                _decode(reader, None, settings, quality),
+                writer,
+                options,
+                pace,
+                tally,
+                quality,
+                part=part,
+                turned=reader.head.rotation,
             )
             closing = time.monotonic()
             writer.close()
             quality.encode_s += time.monotonic() - closing
             if pace.done != part.frames:
                 raise Indivisible(f"part {part.index} has {pace.done} frames; {part.frames} were planned")
-            return DenoisedPart(frames=pace.done, tally=tally, seconds=_seconds(tally, quality), lost=list(writer.lost))
+            return DenoisedPart(
+                frames=pace.done,
+                tally=tally,
+                seconds=_seconds(tally, quality),
+                lost=list(writer.lost),
+                sampled=quality.sampler.sampled(),
+                per_frame=quality.frames.as_csv(),
+            )
 
 
 def join_parts(
@@ -228,6 +254,7 @@ def join_parts(
     options: Options,
     settings: Settings,
     *,
+    tables: Sequence[bytes] = (),
     heed: Callable[[], None] | None = None,
 ) -> DenoisedVideo:
     """Make one video of what `denoise_part` wrote, without encoding anew, with the source's other tracks.
@@ -239,6 +266,7 @@ def join_parts(
         target: the file to write.
         options: as the parts were made with.
         settings: likewise.
+        tables: what was measured of each part's frames.
         heed: called before each part; what it raises stops the work, and leaves no file.
 
     Raises:
@@ -247,22 +275,25 @@ def join_parts(
     """
     started = time.monotonic()
     with VideoReader(source, settings) as reader:
-        joined = join(files, target, reader, format=options.format, codec=options.codec, crf=options.crf, heed=heed)
+        made = join(files, target, reader, format=options.format, codec=options.codec, crf=options.crf, heed=heed)
     tally = Tally(removed_power=sum(part.removed_power for part in parts), values=sum(part.values for part in parts))
     spent = [part.seconds for part in parts]
     return DenoisedVideo(
-        content_type=joined.content_type,
-        suffix=joined.suffix,
-        metrics=Metrics(
-            sigma_estimate=tally.sigma_estimate,
-            seconds=StageSeconds(
-                decode=sum(one.decode for one in spent),
-                infer=sum(one.infer for one in spent),
-                encode=sum(one.encode for one in spent) + time.monotonic() - started,
-            ),
+        content_type=made.content_type,
+        suffix=made.suffix,
+        metrics=told((part.sampled for part in parts), options.strength).model_copy(
+            update={
+                "sigma_estimate": tally.sigma_estimate,
+                "seconds": StageSeconds(
+                    decode=sum(one.decode for one in spent),
+                    infer=sum(one.infer for one in spent),
+                    encode=sum(one.encode for one in spent) + time.monotonic() - started,
+                ),
+            }
         ),
         frames=sum(part.frames for part in parts),
-        lost=list(dict.fromkeys([*joined.lost, *(lost for part in parts for lost in part.lost)])),
+        per_frame=joined(tables),
+        lost=list(dict.fromkeys([*made.lost, *(lost for part in parts for lost in part.lost)])),
     )
 
 
@@ -286,13 +317,14 @@ def _restore(
 
     def planes_of(ahead: Iterable[_Source]) -> Iterator[Array]:
         for index, one in enumerate(ahead):
+            quality.sampler.watch(index, one.planes)
             if wanted is None or index in wanted:
                 waiting.append(one)
             yield one.planes
 
     def finish(made: tuple[_Source, Array]) -> None:
         nonlocal shown
-        pixels = _finish(*made, writer, options.strength, tally, quality)
+        pixels = _finish(*made, writer, options, turned, tally, quality)
         if not shown and on_still:
             shown = True
             on_still(jpeg_of(pixels, turned=turned))
@@ -343,20 +375,37 @@ def _timed(reader: VideoReader, quality: _Quality) -> Iterator[Frame]:
 
 
 def _finish(
-    source: _Source, restored: Array, writer: _Sink, strength: float, tally: Tally, quality: _Quality
+    source: _Source, restored: Array, writer: _Sink, options: Options, turned: int, tally: Tally, quality: _Quality
 ) -> Pixels:
     """Blend, measure and encode a frame. Runs behind the network, in the encoder's thread."""
-    tally.add_removed(source.planes, restored)
+    removed = Tally()
+    removed.add_removed(source.planes, restored)
+    tally.removed_power += removed.removed_power
+    tally.values += removed.values
     frame = source.frame
-    pixels = _pixels_of(source, restored, strength)
+    pixels = _pixels_of(source, restored, options.strength)
+    against: dict[str, float] = {}
     if source.clean is not None:
-        quality.psnr.add(psnr_db(pixels, source.clean))
-        quality.input_psnr.add(psnr_db(frame.pixels, source.clean))
-        quality.ssim.add(ssim(pixels, source.clean))
+        against = {
+            "psnr_db": psnr_db(pixels, source.clean),
+            "ssim": ssim(pixels, source.clean),
+            "input_psnr_db": psnr_db(frame.pixels, source.clean),
+        }
+        quality.psnr.add(against["psnr_db"])
+        quality.input_psnr.add(against["input_psnr_db"])
+        quality.ssim.add(against["ssim"])
+    place = quality.frames.frames
+    before, after = quality.sampler.finish(place, pixels)
+    quality.frames.add(FrameFigures(place, removed.sigma_estimate, before, after, **against))
+    pixels = _shown(frame.pixels, pixels, options, turned)
     started = time.monotonic()
     writer.write(replace(frame, pixels=pixels))
     quality.encode_s += time.monotonic() - started
     return pixels
+
+
+def _shown(noisy: Pixels, restored: Pixels, options: Options, turned: int) -> Pixels:
+    return side_by_side(noisy, restored, turned_by(turned)) if options.side_by_side else restored
 
 
 def _pixels_of(source: _Source, restored: Array, strength: float) -> Pixels:
@@ -368,13 +417,15 @@ def _told_sigma(options: Options) -> float | None:
     return None if options.sigma is None else options.sigma / 255
 
 
-def _metrics(tally: Tally, quality: _Quality) -> Metrics:
-    return Metrics(
-        psnr_db=quality.psnr.value,
-        ssim=quality.ssim.value,
-        input_psnr_db=quality.input_psnr.value,
-        sigma_estimate=tally.sigma_estimate,
-        seconds=_seconds(tally, quality),
+def _metrics(tally: Tally, quality: _Quality, options: Options) -> Metrics:
+    return told([quality.sampler.sampled()], options.strength).model_copy(
+        update={
+            "psnr_db": quality.psnr.value,
+            "ssim": quality.ssim.value,
+            "input_psnr_db": quality.input_psnr.value,
+            "sigma_estimate": tally.sigma_estimate,
+            "seconds": _seconds(tally, quality),
+        }
     )
 
 

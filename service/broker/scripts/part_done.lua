@@ -1,6 +1,6 @@
 -- Ends the lease of a part: it is done. The last one queues its video, to be joined. Repeating it changes nothing.
 -- Keys: job:{id}, job:{video}, events:{video}, work:{lane}, void:{lane}, blob:{name}, workers, counters, load, speed.
--- ARGV: 2 worker, 3 id, 4 fence, 5 outcome as JSON, 6 its blob, 7 its pixels.
+-- ARGV: 2 worker, 3 id, 4 fence, 5 outcome as JSON, 6 its blobs, a blank between, 7 its pixels.
 -- Returns 'settled' or 'lost'.
 local worker, id, fence = ARGV[2], ARGV[3], ARGV[4]
 local part, verdict = settling(id, worker, fence, 'succeeded')
@@ -10,7 +10,9 @@ end
 local video = video_of(id)
 local frames, pixels = cjson.decode(part.part).frames, tonumber(ARGV[7])
 local run_s = now_ms() / 1000 - tonumber(part.claimed_at)
-redis.call('SADD', key('blob', ARGV[6]), id)
+for name in string.gmatch(ARGV[6], '%S+') do
+  redis.call('SADD', key('blob', name), id)
+end
 redis.call('HSET', key('job', id), 'state', 'succeeded', 'outcome', ARGV[5], 'blobs', ARGV[6], 'done', frames)
 redis.call('HDEL', key('job', id), 'owner', 'entry')
 drop_entry(PART_LANE, part.entry)

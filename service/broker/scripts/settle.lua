@@ -1,7 +1,7 @@
 -- Ends a lease and its job with it. Repeating it changes nothing.
 -- Keys: job:{id}, jobs, jobs:{state}, events:{id}, work:{lane}, void:{lane}, blob:{name}, expiring, dead, counters, load,
 --       speed.
--- ARGV: 2 worker, 3 id, 4 fence, 5 state, 6 result's time to live (ms), 7 outcome as JSON or '', 8 result's blob or '',
+-- ARGV: 2 worker, 3 id, 4 fence, 5 state, 6 result's time to live (ms), 7 outcome as JSON or '', 8 result's blobs, a blank between, or '',
 --       9 problem as JSON or '', 10 reason for the dead letters.
 -- Returns 'settled' or 'lost'.
 local worker, id, fence, state = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -14,7 +14,9 @@ if video_of(id) and state == 'failed' then
   return 'settled'
 end
 if ARGV[7] ~= '' then
-  redis.call('SADD', key('blob', ARGV[8]), id)
+  for name in string.gmatch(ARGV[8], '%S+') do
+    redis.call('SADD', key('blob', name), id)
+  end
   redis.call('HSET', key('job', id), 'outcome', ARGV[7], 'blobs', (job.blobs or '') .. ' ' .. ARGV[8])
 end
 if ARGV[9] ~= '' then
