@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from models.catalogue import DenoiserSpec, StageSpec
-from trtbuild.engine import Precision
+from trtbuild.engine import BackendUnavailable, Precision
 from trtbuild.store import Key
 
 SCHEMA = 1  # of how we build: raised when the same graph is to be built in another way
@@ -92,13 +92,13 @@ def profiles_for(spec: DenoiserSpec, tile_px: int, batch: int) -> list[Profile]:
         batch: most windows at a time.
 
     Raises:
-        ValueError: a tile is smaller than the smallest that networks are built for.
+        BackendUnavailable: a tile is smaller than the smallest that networks are built for.
     """
     tile = tile_px // spec.multiple * spec.multiple
     smallest = -(-SMALLEST_PX // spec.multiple) * spec.multiple
     if tile < smallest or batch < 1:
-        raise ValueError(
-            f"{spec.name}: tiles of {tile_px} pixels in batches of {batch}; at least {smallest} and 1 are needed"
+        raise BackendUnavailable(
+            f"tensorrt: {spec.name} in tiles of {tile_px} pixels in batches of {batch}; at least {smallest} and 1 are needed"
         )
     windows, whole = Span(1, batch, batch), Span(tile, tile, tile)
     profiles = [Profile(batch=windows, height=whole, width=whole)]
