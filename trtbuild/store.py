@@ -276,15 +276,14 @@ class Store:
     def _own_secret(self) -> bytes:
         path = self.folder / "secret"
         try:
-            if not path.exists():
-                part = self._part(secrets.token_bytes(_SECRET_BYTES))
-                try:
-                    # Of two processes that come at once one makes the secret, and both go by it.
-                    with suppress(FileExistsError):
-                        os.link(part, path)
-                finally:
-                    part.unlink()
-                _sync_folder(self.folder)
+            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)  # of two processes that come at once one makes it, and both go by it
+                if not path.exists():
+                    self._part(secrets.token_bytes(_SECRET_BYTES)).rename(path)
+                    os.fsync(folder)
+            finally:
+                os.close(folder)
             with _opened(path) as file:
                 kept = file.read(_SECRET_BYTES + 1)
         except _Wrong as err:

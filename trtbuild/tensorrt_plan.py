@@ -98,7 +98,8 @@ def profiles_for(spec: DenoiserSpec, tile_px: int, batch: int) -> list[Profile]:
     smallest = -(-SMALLEST_PX // spec.multiple) * spec.multiple
     if tile < smallest or batch < 1:
         raise BackendUnavailable(
-            f"tensorrt: {spec.name} in tiles of {tile_px} pixels in batches of {batch}; at least {smallest} and 1 are needed"
+            f"tensorrt: {spec.name} in tiles of {tile_px} pixels in batches of {batch};"
+            f" at least {smallest} and 1 are needed"
         )
     windows, whole = Span(1, batch, batch), Span(tile, tile, tile)
     profiles = [Profile(batch=windows, height=whole, width=whole)]
