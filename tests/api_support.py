@@ -20,7 +20,8 @@ from service.blobs import open_store
 from service.broker.card import ModelReady, WorkerCard
 from service.broker.lease import Lease, LeaseClient
 from service.errors import JobCancelled
-from service.job import Lane, Metrics, Outcome, Progress, Result, StageSeconds
+from service.frames import FrameFigures, FrameTable
+from service.job import FrameTableBlob, Lane, Metrics, NoiseEstimate, Outcome, Progress, Result, StageSeconds
 from service.settings import Settings
 
 PATIENCE_S = 20.0  # how long a test waits for what must happen; no test waits so long when all is well
@@ -103,6 +104,11 @@ class PlayedWorker:
         with self._store.open(job.input_blob) as file:
             made = inverted(file.read())
         blob = self._store.put(io.BytesIO(made))
+        table = FrameTable()
+        table.add(FrameFigures(0, 24.5, 25.0, 0.5, psnr_db=31.5, ssim=0.9, input_psnr_db=20.25))
+        table.add(FrameFigures(1, 24.25))
+        rows = self._store.put(io.BytesIO(table.as_csv()))
+        kept = FrameTableBlob(blob=rows.name, bytes=rows.bytes, sha256=rows.sha256) if job.kind == "video" else None
         measured = {"psnr_db": 31.5, "ssim": 0.9, "input_psnr_db": 20.25} if job.reference_blob else {}
         self._leases.ack(
             lease,
@@ -116,11 +122,15 @@ class PlayedWorker:
                 ),
                 metrics=Metrics(
                     sigma_estimate=24.5,
+                    input_noise_estimate=NoiseEstimate(sigma=[25.0, 25.0, 25.0], black=[0.0] * 3, white=[0.0] * 3),
+                    psnr_estimate_db=31.2,
+                    psnr_estimate_error_db=0.6,
                     seconds=StageSeconds(decode=0.001, queue=0.002, infer=0.25, encode=0.003),
                     **measured,
                 ),
                 backend="openvino",
                 precision="fp32",
+                per_frame=kept,
             ),
         )
 

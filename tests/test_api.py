@@ -128,6 +128,9 @@ def test_an_image_comes_back_restored_with_its_figures_in_headers(api: httpx.Cli
     assert answer.headers["quietframe-backend"] == "openvino"
     assert answer.headers["quietframe-precision"] == "fp32"
     assert float(answer.headers["quietframe-sigma-estimate"]) == 24.5
+    assert float(answer.headers["quietframe-input-noise-estimate"]) == 25.0
+    assert float(answer.headers["quietframe-psnr-estimate"]) == 31.2
+    assert float(answer.headers["quietframe-psnr-estimate-error"]) == 0.6
     assert answer.headers["server-timing"] == "decode;dur=1.0, queue;dur=2.0, infer;dur=250.0, encode;dur=3.0"
     assert "quietframe-psnr" not in answer.headers
 
@@ -575,6 +578,48 @@ def test_a_field_left_empty_in_a_browser_is_as_if_it_were_not_there(api: httpx.C
     assert answer.json()["options"]["sigma"] is None
 
 
+@pytest.mark.parametrize("path", ["/jobs/image", "/jobs/video"])
+def test_what_is_to_be_shown_of_a_result_is_asked_for_in_the_form(api: httpx.Client, path: str) -> None:
+    files = image() if path == "/jobs/image" else {"file": ("clip.mp4", short_video())}
+    asked = api.post(path, files=files, data={"sigma": "auto", "estimate": "true", "side_by_side": "on"})
+    assert asked.status_code == 202, asked.text
+    options = asked.json()["options"]
+    assert (options["sigma"], options["estimate"], options["side_by_side"]) == (None, True, True)
+    not_ticked = api.post(path, files=files, data={"estimate": "", "side_by_side": "false"}).json()["options"]
+    assert (not_ticked["estimate"], not_ticked["side_by_side"]) == (False, False)
+
+
+def test_the_figures_of_each_frame_come_as_json_csv_and_a_plot(api: httpx.Client, worker: PlayedWorker) -> None:
+    job_id = api.post("/jobs/video", files={"file": ("my clip.mp4", short_video())}).json()["id"]
+    followed(api, job_id)
+    document = api.get(f"/jobs/{job_id}").json()
+    assert document["per_frame"]["url"] == f"/jobs/{job_id}/frames?format=csv"
+    table = api.get(document["per_frame"]["url"])
+    assert table.headers["content-type"].startswith("text/csv")
+    assert table.headers["content-disposition"] == 'attachment; filename="my-clip-frames.csv"'
+    assert len(table.content) == document["per_frame"]["bytes"]
+    head, first, second = table.text.splitlines()
+    assert head.startswith("frame,sigma_estimate,input_noise_estimate")
+    assert (first, second) == ("0,24.5,25,0.5,31.5,0.9,20.25", "1,24.25,,,,,")
+    rows = api.get(f"/jobs/{job_id}/frames").json()["frames"]
+    assert [row["frame"] for row in rows] == [0, 1]
+    assert rows[0]["psnr_db"] == 31.5
+    assert rows[1]["psnr_db"] is None
+    plot = api.get(f"/jobs/{job_id}/frames", params={"format": "svg"})
+    assert plot.headers["content-type"] == "image/svg+xml"
+    assert "PSNR, dB" in plot.text
+    again = api.get(f"/jobs/{job_id}/frames", headers={"If-None-Match": table.headers["etag"].replace("csv", "json")})
+    assert again.status_code == 304
+    assert_problem(api.get(f"/jobs/{job_id}/frames", params={"format": "xls"}), 422, "invalid_request")
+
+
+def test_an_image_has_no_figures_of_frames(api: httpx.Client, worker: PlayedWorker) -> None:
+    job_id = api.post("/jobs/image", files=image()).json()["id"]
+    followed(api, job_id)
+    assert_problem(api.get(f"/jobs/{job_id}/frames"), 410, "result_gone")
+    assert api.get(f"/jobs/{job_id}").json()["per_frame"] is None
+
+
 def form_of(*parts: tuple[bytes, bytes]) -> dict[str, Any]:
     """A request written by hand: the parameters of each part's disposition, and its content."""
     body = b"".join(b"--x\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % part for part in parts)
@@ -879,12 +924,21 @@ def test_the_examples_of_the_openapi_page_are_true(api: httpx.Client) -> None:
     assert checked > 20
 
 
+SHOWN = {"estimate", "side_by_side"}
+
+
 def test_the_form_of_the_openapi_page_is_the_form_that_is_read(api: httpx.Client) -> None:
     page = api.get("/openapi.json").json()
     for path, fields in (
-        ("/denoise/image", {"file", "reference", "model", "sigma", "strength", "format", "quality"}),
-        ("/jobs/image", {"file", "reference", "model", "sigma", "strength", "format", "quality", "webhook_url"}),
-        ("/jobs/video", {"file", "reference", "model", "sigma", "strength", "format", "codec", "crf", "webhook_url"}),
+        ("/denoise/image", {"file", "reference", "model", "sigma", "strength", "format", "quality", *SHOWN}),
+        (
+            "/jobs/image",
+            {"file", "reference", "model", "sigma", "strength", "format", "quality", "webhook_url", *SHOWN},
+        ),
+        (
+            "/jobs/video",
+            {"file", "reference", "model", "sigma", "strength", "format", "codec", "crf", "webhook_url", *SHOWN},
+        ),
     ):
         schema = page["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert set(schema["properties"]) == fields

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from service.api.headers import attachment
 from service.blobs import BlobStore
 from service.errors import JobNotReady, ResultGone
-from service.job import JobState, Metrics, Outcome, Preview, Record, Result, document_of
+from service.job import FrameTableBlob, JobState, Metrics, NoiseEstimate, Outcome, Preview, Record, Result, document_of
 
 _CHUNK_BYTES = 256 * 1024
 _LONGEST_PAUSE_S = 30  # between two polls of a long video
@@ -82,6 +82,19 @@ def preview_of(record: Record) -> Preview:
     if record.state.is_final:
         raise ResultGone(f"job {record.job.id} is {record.state}, and no preview was made")
     raise JobNotReady(f"job {record.job.id} is {record.state}, and its first frame is not restored yet")
+
+
+def frame_table_of(record: Record) -> FrameTableBlob:
+    """What was measured of a video's frames.
+
+    Raises:
+        JobNotReady: nothing yet.
+        ResultGone: there is none, or no longer.
+    """
+    table = outcome_of(record).per_frame
+    if table is None:
+        raise ResultGone(f"job {record.job.id} has no figures of single frames; only videos have")
+    return table
 
 
 def result_headers(result: Result) -> dict[str, str]:
@@ -153,6 +166,10 @@ def measured_headers(job_id: str, model: str, outcome: Outcome) -> dict[str, str
         "Quietframe-PSNR": metrics.psnr_db,
         "Quietframe-SSIM": metrics.ssim,
         "Quietframe-Input-PSNR": metrics.input_psnr_db,
+        "Quietframe-PSNR-Estimate": metrics.psnr_estimate_db,
+        "Quietframe-PSNR-Estimate-Error": metrics.psnr_estimate_error_db,
+        "Quietframe-Input-Noise-Estimate": _mean_of(metrics.input_noise_estimate),
+        "Quietframe-Output-Noise-Estimate": _mean_of(metrics.output_noise_estimate),
     }
     return {
         "Quietframe-Job": job_id,
@@ -162,6 +179,11 @@ def measured_headers(job_id: str, model: str, outcome: Outcome) -> dict[str, str
         **{name: f"{value:.4f}" for name, value in figures.items() if value is not None},
         "Server-Timing": _server_timing(metrics),
     }
+
+
+def _mean_of(noise: NoiseEstimate | None) -> float | None:
+    """Of all colours: what a denoiser that must be told is told."""
+    return math.sqrt(sum(sigma**2 for sigma in noise.sigma) / len(noise.sigma)) if noise and noise.sigma else None
 
 
 def _server_timing(metrics: Metrics) -> str:

@@ -42,13 +42,34 @@ class Fields(BaseModel):
     model: str = Field("auto", max_length=100, description="A name from `GET /models`; `auto` takes the best one.")
     sigma: FiniteFloat | None = Field(
         None,
-        description="Noise level on the 8-bit scale, as papers print it (25 means 25/255); left out, the denoiser "
-        "finds out by itself. At most what the model was trained on.",
+        description="Noise level on the 8-bit scale, as papers print it (25 means 25/255); left out or `auto`, the "
+        "denoiser finds out by itself, or is told what is measured. At most what the model was trained on.",
         examples=[25],
+        json_schema_extra={"anyOf": [{"type": "number"}, {"const": "auto"}, {"type": "null"}]},
     )
     strength: FiniteFloat = Field(
         1.0, description="Share of the noise that is taken out.", json_schema_extra={"minimum": 0, "maximum": 1}
     )
+    estimate: bool = Field(
+        False,
+        description="Estimate the PSNR though there is no reference: the model is run twice more over at most 0.15 "
+        "megapixel of an image; of a video more is looked at than the few places that are looked at anyway.",
+    )
+    side_by_side: bool = Field(
+        False,
+        description="A result to compare by: its left half is left as it was, its right half restored, a white line "
+        "between them. Metrics are those of the whole.",
+    )
+
+    @field_validator("sigma", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
+    @field_validator("estimate", "side_by_side", mode="before")
+    @classmethod
+    def _not_ticked(cls, value: Any) -> Any:
+        return False if value == "" else value
 
     @field_validator("sigma", "quality", "codec", "crf", "webhook_url", mode="before", check_fields=False)
     @classmethod

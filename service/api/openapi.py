@@ -1,14 +1,17 @@
 """What the OpenAPI page says beyond the code: shared answers, headers, and examples made by the code itself."""
 
+import json
 from typing import Any
 
 from service.errors import PROBLEMS, problem
+from service.frames import COLUMNS, FrameFigures, FrameTable, in_form
 from service.job import (
     InputFacts,
     Job,
     JobState,
     Lane,
     Metrics,
+    NoiseEstimate,
     Options,
     Outcome,
     Progress,
@@ -92,6 +95,14 @@ SUCCEEDED = _shown(
                 ssim=0.883,
                 input_psnr_db=20.17,
                 sigma_estimate=24.6,
+                input_noise_estimate=NoiseEstimate(
+                    sigma=[24.8, 25.1, 25.3], black=[24.8, 25.1, 25.3], white=[24.8, 25.1, 25.3]
+                ),
+                output_noise_estimate=NoiseEstimate(
+                    sigma=[0.7, 0.6, 0.8], black=[0.7, 0.6, 0.8], white=[0.7, 0.6, 0.8]
+                ),
+                psnr_estimate_db=31.02,
+                psnr_estimate_error_db=0.6,
                 seconds=StageSeconds(decode=0.004, queue=0.012, infer=0.347, encode=0.028),
             ),
             backend="openvino",
@@ -99,6 +110,11 @@ SUCCEEDED = _shown(
         ),
     )
 )
+
+
+_TABLE = FrameTable()
+_TABLE.add(FrameFigures(0, 24.61, 25.1, 0.7, psnr_db=31.24, ssim=0.883, input_psnr_db=20.17))
+_TABLE.add(FrameFigures(1, 24.58, psnr_db=31.3, ssim=0.884, input_psnr_db=20.18))
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -175,6 +191,29 @@ MOVED = {
 IMAGE_BYTES: dict[str, Any] = {
     media_type: {"schema": {"type": "string", "format": "binary"}}
     for media_type in ("image/png", "image/jpeg", "image/webp", "image/tiff")
+}
+FRAME_TABLE: dict[str, Any] = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["frames"],
+            "properties": {
+                "frames": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": list(COLUMNS),
+                        "properties": {
+                            name: {"type": "integer" if name == "frame" else ["number", "null"]} for name in COLUMNS
+                        },
+                    },
+                }
+            },
+        },
+        "example": json.loads(in_form(_TABLE.as_csv(), "json")),
+    },
+    "text/csv": {"schema": {"type": "string"}, "example": _TABLE.as_csv().decode()},
+    "image/svg+xml": {"schema": {"type": "string"}},
 }
 RESULT_BYTES: dict[str, Any] = {
     media_type: {"schema": {"type": "string", "format": "binary"}}

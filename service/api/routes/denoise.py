@@ -56,6 +56,17 @@ cancels it. `Prefer: wait=N` bounds the waiting: what is not done after N second
                 "Quietframe-PSNR": openapi.header("Result against the reference, dB.", "number"),
                 "Quietframe-SSIM": openapi.header("Result against the reference.", "number"),
                 "Quietframe-Input-PSNR": openapi.header("Input against the reference, dB.", "number"),
+                "Quietframe-PSNR-Estimate": openapi.header(
+                    "What the PSNR would be, estimated without a reference, dB; where `estimate` was asked for.",
+                    "number",
+                ),
+                "Quietframe-PSNR-Estimate-Error": openapi.header("Standard error of that estimate, dB.", "number"),
+                "Quietframe-Input-Noise-Estimate": openapi.header(
+                    "Noise level measured in the input, 8-bit scale.", "number"
+                ),
+                "Quietframe-Output-Noise-Estimate": openapi.header(
+                    "Noise level measured in the result, 8-bit scale.", "number"
+                ),
                 "Server-Timing": openapi.header("Milliseconds of decode, queue, infer and encode."),
             },
         },

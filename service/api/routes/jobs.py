@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from models.catalogue import Kind
+from service import frames
 from service.api import documents, headers, openapi, problems
 from service.api.forms import ImageJobForm, JobFields, VideoForm, read_form, request_body
 from service.api.services import Services, UseServices
@@ -300,6 +301,45 @@ async def get_preview(
     return await documents.result_response(
         services.store, still, {"Accept-Ranges": "none"}, bodiless=request.method == "HEAD"
     )
+
+
+@router.get(
+    "/jobs/{job_id}/frames",
+    summary="Fetch the figures of each frame",
+    description="What was measured of each frame of a video: the noise that was taken out of it; in one frame of 24 "
+    "the noise measured before and after; and against a reference PSNR and SSIM. As JSON, as CSV, or as a plot.\n\n"
+    "```\ncurl -o frames.csv 'http://localhost:8000/jobs/$ID/frames?format=csv'\n"
+    "curl -o frames.svg 'http://localhost:8000/jobs/$ID/frames?format=svg'\n```",
+    response_class=Response,
+    responses={
+        200: {"description": "A row a frame.", "content": openapi.FRAME_TABLE},
+        304: {"description": "It is what `If-None-Match` names."},
+        **openapi.problems(404, 409, 410, 422, 503),
+    },
+)
+async def get_frames(
+    job_id: JobId,
+    services: UseServices,
+    form: Annotated[frames.Form, Query(alias="format", description="How to write them.")] = "json",
+    if_none_match: Annotated[str | None, Header(description="`ETag` of what is there already.")] = None,
+) -> Response:
+    record = await services.queue.get(job_id)
+    table = documents.frame_table_of(record)
+    etag = f'"{table.sha256}-{form}"'
+    if headers.matches(if_none_match, etag):
+        return Response(status_code=304, headers={"ETag": etag})
+
+    def written() -> bytes:
+        with services.store.open(table.blob) as file:
+            return frames.in_form(file.read(), form)
+
+    told = {
+        "ETag": etag,
+        "Content-Disposition": headers.attachment(f"{record.job.name}-frames.{form}"),
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "private, no-cache",
+    }
+    return Response(await asyncio.to_thread(written), headers=told, media_type=frames.CONTENT_TYPES[form])
 
 
 @router.delete(
