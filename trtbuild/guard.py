@@ -190,18 +190,33 @@ def sample_tiles(
         height: a multiple of the denoiser's `multiple`, as is the width.
         width: likewise.
     """
-    before = spec.stages[: spec.stages.index(stage)]
-    count = stage.frames + sum(one.frames - 1 for one in before)
     tiles = []
     for level, corner in zip(LEVELS, CORNERS, strict=True):
-        told = np.float32(np.clip(level, *spec.sigma) if spec.sigma else level)
-        frames = _noisy_frames(level, corner, count, height, width)
-        for one, engine in zip(before, earlier, strict=True):
-            windows = _windows(frames, one.frames)
-            frames = np.concatenate([engine.denoise(window, np.full(1, told)) for window in windows])
-        (window,) = _windows(frames, stage.frames)
-        tiles.append(Tile(window, np.full(1, told)))
+        frames = _noisy_frames(level, corner, frames_for(spec, stage), height, width)
+        tiles.append(tile_through(spec, stage, frames, level, earlier))
     return tiles
+
+
+def frames_for(spec: DenoiserSpec, stage: StageSpec) -> int:
+    """How many frames of a clip one window of the stage depends on."""
+    return stage.frames + sum(before.frames - 1 for before in spec.stages[: spec.stages.index(stage)])
+
+
+def tile_through(spec: DenoiserSpec, stage: StageSpec, frames: Array, level: float, earlier: Sequence[Engine]) -> Tile:
+    """What the stages before make of noisy frames.
+
+    Args:
+        spec: as for `sample_tiles`, like the stage and the earlier engines.
+        stage: likewise.
+        frames: [T, 3, H, W] in [0, 1], as many as `frames_for` says.
+        level: of their noise.
+        earlier: likewise.
+    """
+    told = np.full(1, np.clip(level, *spec.sigma) if spec.sigma else level, np.float32)
+    for before, engine in zip(spec.stages[: spec.stages.index(stage)], earlier, strict=True):
+        frames = np.concatenate([engine.denoise(window, told) for window in _windows(frames, before.frames)])
+    (window,) = _windows(frames, stage.frames)
+    return Tile(window, told)
 
 
 def _windows(frames: Array, length: int) -> list[Array]:
