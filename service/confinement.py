@@ -90,6 +90,14 @@ def limit(
             resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 5))  # the first is a signal that tells its reason
 
 
+def prepare() -> None:
+    """Load what `limit` and `confine` need, for processes that are forked later."""
+    import resource  # noqa: F401
+
+    platform.machine()
+    ctypes.CDLL(None, use_errno=True)
+
+
 def allow_no_children() -> None:
     """For where no filter forbids them. Threads count as children here, and all that the user runs; root is exempt."""
     import resource

@@ -45,6 +45,7 @@ def main(control: socket.socket) -> None:
     from service.sandbox import tasks
 
     tasks.load()
+    confinement.prepare()
     gc.collect()
     gc.freeze()  # else the first collection in a child would write to, and so copy, all that it shares
     _Nursery(control).serve()
