@@ -17,7 +17,7 @@ class HostStream:
     def __init__(self, recording: dict[int, list[Callable[[], None]]]) -> None:
         self.handle = next(self.handles)
         self._recording = recording
-        self.replays = 0
+        self.replays = self.waits = 0
 
     def work(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -25,6 +25,7 @@ class HostStream:
     def synchronize(self) -> None:
         if self.handle in self._recording:
             raise RuntimeError("operation not permitted when stream is capturing")
+        self.waits += 1
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         self._recording[self.handle] = []

@@ -1,5 +1,6 @@
 """Does the store of built things give out only what was put in, whatever happens to its folder?"""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -327,6 +328,23 @@ def test_a_wait_for_a_lock_can_be_broken_off(store):
         pass
     with store.lock(A_PLAN, wait_s=0.0):
         pass  # and it is free again
+
+
+def test_a_lock_file_that_is_pruned_before_it_is_locked_locks_nothing(store, monkeypatch):
+    """Two would hold the lock: one of the file that is gone, the other of the file that is there now."""
+    flock, gone = fcntl.flock, []
+
+    def prune_first(descriptor: int, how: int) -> None:
+        if not gone:
+            gone.append(store._lock_path(A_PLAN.digest))
+            gone[0].unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", prune_first)
+    with store.lock(A_PLAN):
+        assert gone[0].exists()
+        with pytest.raises(LockBusy), store.lock(A_PLAN, wait_s=0.0):
+            pass
 
 
 def test_a_lock_is_held_by_one_thread_even_while_lock_files_are_pruned(store):

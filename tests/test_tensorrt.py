@@ -215,7 +215,8 @@ def test_a_plan_is_built_once_and_then_comes_out_of_the_store(build, store, faul
     assert not first.was_stored
     assert first.facts["profiles"] == ["1 to 3 windows of 64 x 64", "1 to 3 windows of 16 to 64 x 16 to 64"]
     faults("OnnxParser.parse", "nobody is to build again")
-    again = build()
+    with store.lock(first.key):
+        again = build()  # nor has anybody to wait
     assert again.was_stored
     assert (again.content, again.facts, again.key) == (first.content, first.facts, first.key)
     with pytest.raises(EngineFailed):
@@ -543,6 +544,24 @@ def test_full_tiles_are_replayed_from_graphs_and_other_shapes_are_not(opened, de
     assert stream.replays == before + 3
 
 
+def test_a_context_that_has_a_graph_is_used_for_nothing_else(opened, modules, monkeypatch):
+    """Whether its graph would bear that is nowhere written."""
+    execute, noted, used = modules.trt.IExecutionContext.execute_async_v3, [], []
+
+    def watched(context, stream_handle: int) -> bool:
+        (noted if stream_handle in modules.trt._recording else used).append(context)
+        return execute(context, stream_handle)
+
+    monkeypatch.setattr(modules.trt.IExecutionContext, "execute_async_v3", watched)
+    engine = opened()
+    assert len({id(context) for context in noted}) == 2  # a single window, and a full batch
+    used.clear()
+    for shape in [(2, 64, 64), (1, 32, 32), (1, 64, 64), (3, 64, 64), (3, 16, 64)]:
+        engine.denoise(windows(*shape), LEVELS[: shape[0]])
+    assert used
+    assert not {id(context) for context in used} & {id(context) for context in noted}
+
+
 def test_a_stream_that_cannot_be_captured_runs_without_graphs(opened, device, monkeypatch, caplog):
     def refuse(stream: HostStream, run: Callable[[], None]) -> Callable[[], None]:
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -696,12 +715,14 @@ def test_a_refusal_to_load_without_a_word_is_an_error_all_the_same(opened, made,
 
 
 @pytest.mark.parametrize("call", LOAD_FAULTS[3:])
-def test_an_engine_that_failed_once_works_again_when_the_trouble_is_over(opened, modules, monkeypatch, call):
+def test_an_engine_that_failed_once_works_again_when_the_trouble_is_over(opened, device, modules, monkeypatch, call):
     engine = opened()
     with monkeypatch.context() as patch:
         patch.setitem(modules.trt._faults, call, "a passing cloud")
+        waits = device.streams[0].waits
         with pytest.raises(EngineFailed, match=r"dncnn.*: a passing cloud"):
             engine.denoise(windows(2, 32, 32), LEVELS[:2])
+        assert device.streams[0].waits > waits  # nothing may run on in memory that the next one writes into
     noisy = windows(2, 32, 32)
     assert np.array_equal(engine.denoise(noisy, LEVELS[:2]), expected(noisy, LEVELS[:2]))
 
