@@ -44,6 +44,9 @@ err = Console(stderr=True)
 
 Host = Annotated[str | None, typer.Option(envvar="QUIETFRAME_HOST", help="Address to listen on. [127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(envvar="QUIETFRAME_PORT", help="HTTP port; 0 takes a free one. [8000]")]
+GrpcPort = Annotated[
+    int | None, typer.Option(envvar="QUIETFRAME_GRPC_PORT", help="gRPC port; 0 takes a free one. [8001]")
+]
 DataDir = Annotated[
     Path | None, typer.Option(envvar="QUIETFRAME_DATA_DIR", help="Blobs and queue live here. [quietframe-data]")
 ]
@@ -59,19 +62,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command()
 def serve(
-    host: Host = None, port: Port = None, data_dir: DataDir = None, workers: Workers = None, redis_url: RedisUrl = None
+    host: Host = None,
+    port: Port = None,
+    grpc_port: GrpcPort = None,
+    data_dir: DataDir = None,
+    workers: Workers = None,
+    redis_url: RedisUrl = None,
 ) -> None:
     """Run API, workers and embedded queue on this machine."""
     from service.serve import serve as run
 
-    settings = _settings(host=host, port=port, data_dir=data_dir, workers=workers, redis_url=redis_url)
+    settings = _settings(
+        host=host, port=port, grpc_port=grpc_port, data_dir=data_dir, workers=workers, redis_url=redis_url
+    )
     if settings.redis_url is not None:
         _needs_redis(settings.redis_url)
     _check_store(settings)
     _log_to_stderr(settings)
 
-    def on_ready(base_url: str) -> None:
-        out.print(f"Quietframe is ready: [bold]{base_url}[/] (API page {base_url}/docs, Ctrl-C stops)", soft_wrap=True)
+    def on_ready(base_url: str, grpc_address: str) -> None:
+        told = f"API page {base_url}/docs, gRPC {grpc_address}, Ctrl-C stops"
+        out.print(f"Quietframe is ready: [bold]{base_url}[/] ({told})", soft_wrap=True)
         sample = Path(__file__).parent / "samples" / "noisy.jpg"
         # Printed plain and whole: it is to be copied.
         print(f"  curl -sS -F file=@{shlex.quote(str(sample))} {base_url}/denoise/image -o denoised.jpg", flush=True)
@@ -80,12 +91,19 @@ def serve(
 
 
 @app.command()
-def api(host: Host = None, port: Port = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
-    """Run the HTTP API alone, over a Redis."""
+def api(
+    host: Host = None,
+    port: Port = None,
+    grpc_port: GrpcPort = None,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Run the API alone, HTTP and gRPC, over a Redis."""
     from service.api.server import make_server
     from service.serve import LISTEN_FD
 
-    settings = _settings(host=host, port=port, data_dir=data_dir, redis_url=_needs_redis(redis_url))
+    url = _needs_redis(redis_url)
+    settings = _settings(host=host, port=port, grpc_port=grpc_port, data_dir=data_dir, redis_url=url)
     _log_to_stderr(settings)
     inherited = os.environ.get(LISTEN_FD)
     sockets = [socket.socket(fileno=int(inherited))] if inherited else None
@@ -126,6 +144,19 @@ def worker_process(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None
         raise typer.Exit(1)
 
 
+def _level(text: str) -> float | None:
+    """
+    Raises:
+        BadParameter: it is no number.
+    """
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor auto") from None
+
+
 @app.command()
 def denoise(
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image, a video, or a folder of them.")],
@@ -133,12 +164,22 @@ def denoise(
         Path, typer.Argument(metavar="OUT", help="The file or folder to write; its suffix is the format.")
     ],
     model: Model = "auto",
-    sigma: Annotated[float | None, typer.Option(help="Noise level on the 8-bit scale; left out means blind.")] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(parser=_level, metavar="FLOAT|auto", help="Noise level on the 8-bit scale; left out means auto."),
+    ] = None,
     strength: Annotated[float, typer.Option(help="Share of the noise that is taken out, 0 to 1.")] = 1.0,
     reference: Annotated[Path | None, typer.Option(help="The clean original, to measure against.")] = None,
     quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = None,
     codec: Annotated[str | None, typer.Option(help="Video codec: h264, hevc, av1, vp9, ffv1.")] = None,
     crf: Annotated[int | None, typer.Option(help="Constant rate factor of the video codec.")] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Estimate the PSNR without a reference.")] = False,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Leave the left half as it was, to compare.")
+    ] = False,
+    per_frame: Annotated[
+        Path | None, typer.Option(help="Write what was measured of each frame here: .csv, .json, or .svg for a plot.")
+    ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -160,6 +201,9 @@ def denoise(
             codec=codec,
             crf=crf,
             bar=_Bars(bars),
+            estimate=estimate,
+            side_by_side=side_by_side,
+            per_frame=per_frame,
         ):
             done.append(one)
             if not as_json:

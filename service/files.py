@@ -8,6 +8,7 @@ from typing import Protocol
 
 from models.errors import QuietframeError
 from service.errors import BadInput, UnknownFormat
+from service.frames import Form, in_form
 from service.intake import check_options
 from service.job import Metrics, Options, Progress
 from service.media.formats import VIDEOS, container_for
@@ -31,6 +32,7 @@ FORMATS = {  # of the target's suffix
     ".mov": "mov",
     ".webm": "webm",
 }
+TABLES: dict[str, Form] = {".csv": "csv", ".json": "json", ".svg": "svg"}
 
 
 class Bar(Protocol):
@@ -59,6 +61,12 @@ class FileDone:
         parts = [f"{self.source} -> {self.target}: {self.model} on {self.backend}"]
         if self.metrics.sigma_estimate is not None:
             parts.append(f"sigma about {self.metrics.sigma_estimate:.1f}")
+        before, after = self.metrics.input_noise_estimate, self.metrics.output_noise_estimate
+        if before is not None and after is not None:
+            parts.append(f"noise measured {max(before.sigma):.1f} -> {max(after.sigma):.1f}")
+        if self.metrics.psnr_estimate_db is not None:
+            error = self.metrics.psnr_estimate_error_db or 0.0
+            parts.append(f"PSNR estimate {self.metrics.psnr_estimate_db:.1f} dB, give or take {error:.1f}")
         if self.metrics.psnr_db is not None and self.metrics.input_psnr_db is not None:
             parts.append(f"PSNR {self.metrics.input_psnr_db:.2f} -> {self.metrics.psnr_db:.2f} dB")
         if self.metrics.ssim is not None:
@@ -86,8 +94,13 @@ def denoise_files(
     codec: str | None,
     crf: int | None,
     bar: Bar,
+    estimate: bool = False,
+    side_by_side: bool = False,
+    per_frame: Path | None = None,
 ) -> Iterator[FileDone]:
     """Denoise one file, or every image and video under a folder into the same places under another.
+
+    Figures of each frame of a video go to `per_frame`; its suffix says how they are written.
 
     Yields:
         One result a file. A folder's unreadable file is a result with an error, and the others go on.
@@ -96,7 +109,20 @@ def denoise_files(
         BadInput: the one file cannot be denoised, or an option is out of its range.
         UnknownDenoiser: no such model.
     """
-    options = Options(sigma=sigma, strength=strength, quality=quality, codec=codec, crf=crf)
+    options = Options(
+        sigma=sigma,
+        strength=strength,
+        quality=quality,
+        codec=codec,
+        crf=crf,
+        estimate=estimate,
+        side_by_side=side_by_side,
+    )
+    if per_frame is not None:
+        if per_frame.suffix.lower() not in TABLES:
+            raise BadInput(f"figures of frames go to {per_frame}; its suffix must be one of {', '.join(TABLES)}")
+        if source.is_dir():
+            raise BadInput(f"figures of frames are written of one video, and {source} is a folder")
     shelf = Shelf(settings)
     if not source.exists():
         raise BadInput(f"{source} does not exist")
@@ -107,7 +133,7 @@ def denoise_files(
             target = target / source.name
         if target.resolve() == source.resolve():
             raise BadInput(f"{target} is the input itself; the result would replace it")
-        yield _one(source, target, reference, options, model, shelf, settings, bar)
+        yield _one(source, target, reference, options, model, shelf, settings, bar, per_frame)
         return
     if reference is not None and not reference.is_dir():
         raise BadInput(f"the input is a folder, so the reference must be one; {reference} is none")
@@ -142,12 +168,15 @@ def _one(
     shelf: Shelf,
     settings: Settings,
     bar: Bar,
+    per_frame: Path | None = None,
 ) -> FileDone:
     with source.open("rb") as file:
         content_type = content_type_of(file.read(HEAD_BYTES))
     if content_type is None:
         raise UnknownFormat(f"{source} is in no image or video format that is read here")
     kind = "image" if content_type.startswith("image/") else "video"
+    if kind == "image" and per_frame is not None:
+        raise BadInput(f"figures of frames are written of a video, and {source} is an image")
     spec = shelf.library.find(model, "image" if kind == "image" else "video")
     suffix = target.suffix.lower()
     if suffix != source.suffix.lower() and suffix not in FORMATS:
@@ -175,6 +204,9 @@ def _one(
                 denoiser, source, target, options, settings, reference=reference, on_progress=on_progress
             )
             metrics, lost = video.metrics, video.lost
+            if per_frame is not None:
+                per_frame.parent.mkdir(parents=True, exist_ok=True)
+                _write(per_frame, in_form(video.per_frame, TABLES[per_frame.suffix.lower()]))
     finally:
         bar.finish()
     backend = f"{denoiser.backend} {denoiser.precision}"

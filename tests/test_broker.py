@@ -42,6 +42,7 @@ from service.errors import (
     problem,
 )
 from service.job import (
+    FrameTableBlob,
     InputFacts,
     Job,
     JobState,
@@ -991,6 +992,19 @@ async def test_removing_a_job_gives_only_blobs_that_no_other_job_uses(queue: Que
     assert [record.job for record in (await queue.list(None, 10, None))[0]] == [second]
     await queue.cancel(second.id)
     assert await queue.remove(second.id) == [NOISY]
+
+
+async def test_the_figures_of_a_videos_frames_are_kept_and_removed_with_it(queue: QueueClient, hire: Hire) -> None:
+    worker, table = hire(), "7" * 64
+    job = await divided(queue, worker, 1)
+    part = taken(worker, (Lane.VIDEO_PART,))
+    worker.part_done(part, a_part_outcome("8" * 64).model_copy(update={"frame_table": "9" * 64}))
+    lease = taken(worker)
+    assert [made.blobs for made in worker.parts_of(lease)] == [["8" * 64, "9" * 64]]
+    kept = FrameTableBlob(blob=table, bytes=7, sha256=table)
+    worker.ack(lease, an_outcome().model_copy(update={"per_frame": kept}))
+    assert (await queue.get(job.id)).outcome.per_frame == kept
+    assert sorted(await queue.remove(job.id)) == sorted([NOISY, RESTORED, table])
 
 
 async def test_the_stream_is_as_long_as_what_waits_and_runs(queue: QueueClient, hire: Hire, url: str) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -183,6 +184,9 @@ def test_a_short_run_writes_weights_a_log_and_a_checkpoint_and_can_be_prolonged(
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [report.step for report in reports]
     assert float(rows[-1]["psnr_25"]) == pytest.approx(reports[-1].psnr_db["25"], abs=1e-3)
+    plot = ElementTree.parse(out.with_suffix(".svg")).getroot()
+    words = [element.text for element in plot.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"loss", "minutes", "15", "25", "50"} <= set(words)
 
 
 def test_a_run_without_its_checkpoint_pictures_or_first_weights_does_not_start(folders, tmp_path):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models.catalogue import DenoiserSpec
 from models.networks import WIRINGS
+from models.training.curves import draw_log
 from models.training.material import SMALLEST_SIDE_PX, Material, read_material
 from models.training.recipe import Phase, Recipe, middle_of
 from models.weights import build_wired
@@ -77,7 +78,7 @@ def train(
     Args:
         recipe: what to train.
         folders: clean pictures and footage.
-        out: a .safetensors file; beside it go `.checkpoint.safetensors` and `.csv`.
+        out: a .safetensors file; beside it go `.checkpoint.safetensors`, `.csv`, and at the end its plot, `.svg`.
         minutes: of training in all, earlier parts of a resumed run included; the learning rate follows a cosine over
             it.
         resume: go on from the checkpoint beside `out`.
@@ -109,6 +110,7 @@ def train(
     for report in run.steps():
         on_report(report)
     run.finish(folders)
+    draw_log(out.with_suffix(".csv"))
 
 
 class CleanSource:
