@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo serve test chaos fuzz check format graphs clean
+.PHONY: help demo serve test chaos fuzz check format graphs protos clean
 
 help:
 	@echo "make demo    install, serve, denoise a photo and a clip over HTTP, show the result, stop"
@@ -18,6 +18,7 @@ help:
 	@echo "make check   lint, format and types"
 	@echo "make format  put the code into shape"
 	@echo "make graphs  export the shipped weights to ONNX again"
+	@echo "make protos  generate the gRPC code from the protos again"
 
 demo: $(VENV)/light
 	$(BIN)/python -m service.demo
@@ -45,6 +46,9 @@ format: $(VENV)/full
 
 graphs: $(VENV)/full
 	$(BIN)/python -m trtbuild.export
+
+protos: $(VENV)/full
+	$(BIN)/python -m service.rpc.protos
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quietframe needs Python 3.11 or newer, this is " + sys.version.split()[0])'

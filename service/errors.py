@@ -4,6 +4,8 @@ Code below the API knows no status codes; the one table that does is `PROBLEMS`,
 problem document too.
 """
 
+from typing import Any
+
 from models.errors import NeedsExtra, QuietframeError, UnknownDenoiser
 
 
@@ -63,6 +65,14 @@ class JobCancelled(QuietframeError):
     """The job's owner no longer wants it."""
 
 
+class JobFailed(QuietframeError):
+    """A job that was waited for failed; what its worker found is the caller's answer."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        super().__init__(str(document.get("detail", "")))
+        self.document = document
+
+
 # error -> (status, code, title, may the same request succeed later)
 PROBLEMS: dict[type[QuietframeError], tuple[int, str, str, bool]] = {
     FrameTooLarge: (413, "too_large", "The input is too large", False),
@@ -86,6 +96,8 @@ def problem_of(err: Exception) -> dict[str, object]:
 
     Messages of our own errors are written for the caller; any other exception's text may hold paths and is kept back.
     """
+    if isinstance(err, JobFailed):
+        return err.document
     for cls in type(err).__mro__:
         if cls in PROBLEMS:
             status, code, title, retryable = PROBLEMS[cls]

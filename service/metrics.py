@@ -59,6 +59,18 @@ class ApiMetrics:
             registry=self._registry,
         )
 
+        self._calls = Histogram(
+            "denoise_grpc_request_duration_seconds",
+            "From the call's arrival to its end; streams count as long as they are open.",
+            ("method", "code"),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+
+    def call_took(self, seconds: float, *, method: str, code: str) -> None:
+        """Count a gRPC call; `method` is one of ours (`quietframe.v1.Denoiser/GetJob`)."""
+        self._calls.labels(method, code).observe(seconds)
+
     def request_took(self, seconds: float, *, route: str, method: str, status: int) -> None:
         """Count a request; `route` is the template (`/jobs/{job_id}`), never the path, which has no end of values."""
         self._requests.labels(route, method, str(status)).observe(seconds)

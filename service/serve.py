@@ -4,6 +4,7 @@ The listening socket belongs to this process and outlives a crash of the API: cl
 child that dies is started again, slower each time it dies young.
 """
 
+import json
 import logging
 import socket
 import time
@@ -36,12 +37,12 @@ QUEUE_PAUSE_S = 2.0
 LISTEN_FD = "QUIETFRAME_LISTEN_FD"  # how the API process is told of the inherited socket
 
 
-def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: Event) -> None:
+def serve(settings: Settings, *, on_ready: Callable[[str, str], None], stop: Event) -> None:
     """Run until `stop` is set (SIGINT and SIGTERM set it too).
 
     Args:
         settings: of the whole service.
-        on_ready: told the base URL once a request would be answered.
+        on_ready: told the base URL, and where gRPC listens, once a request would be answered.
         stop: ends it.
 
     Raises:
@@ -49,7 +50,11 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: Event) -
     """
     stop_on_signals(stop)
     with ExitStack() as cleanup:
-        listener = cleanup.enter_context(_listen(settings))
+        listener = cleanup.enter_context(_listen(settings.host, settings.port))
+        if settings.grpc_port:
+            # The API process listens there itself, for the library takes no socket; said by that process, a port that
+            # is taken would be lost among its log lines.
+            _listen(settings.host, settings.grpc_port).close()
         host, port = listener.getsockname()[:2]
         base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         try:
@@ -76,7 +81,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: Event) -
         pool.start()
         _wait_until_ready(base_url, pool, stop)
         if not stop.is_set():
-            on_ready(base_url)
+            on_ready(base_url, f"{f'[{host}]' if ':' in host else host}:{_grpc_port(base_url)}")
         while not stopped_within(LOOK_EVERY_S, stop):
             if queue and queue.pid is None:
                 log.warning("the queue's server died; starting it again")
@@ -89,27 +94,26 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: Event) -
         log.info("stopping")
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(1024)
     except OSError as err:
-        raise CannotStart(f"cannot listen on {settings.host}:{settings.port}: {err.strerror or err}") from err
+        raise CannotStart(f"cannot listen on {host}:{port}: {err.strerror or err}") from err
     return listener
 
 
 def _wait_until_ready(base_url: str, pool: Pool, stop: Event) -> None:
     deadline = time.monotonic() + READY_WITHIN_S
     why = "no answer"
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows nothing of our own socket
     while not stopped_within(0.05, stop):
         try:
-            with direct.open(f"{base_url}/readyz", timeout=5):
+            with _direct().open(f"{base_url}/readyz", timeout=5):
                 return
         except urllib.error.HTTPError as err:
             why = err.read().decode(errors="replace")
@@ -120,3 +124,14 @@ def _wait_until_ready(base_url: str, pool: Pool, stop: Event) -> None:
         pool.look()  # one that was killed is started again: a job from before may have been too much for it
         if time.monotonic() > deadline:
             raise CannotStart(f"not ready after {READY_WITHIN_S:.0f} s: {why}")
+
+
+def _grpc_port(base_url: str) -> int:
+    """Which one the API process took, where it could choose."""
+    with _direct().open(base_url, timeout=5) as answer:
+        return int(json.load(answer)["grpc_port"])
+
+
+def _direct() -> urllib.request.OpenerDirector:
+    """A proxy knows nothing of our own socket."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))

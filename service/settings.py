@@ -96,6 +96,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address the HTTP server listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP server; 0 takes a free one.")
+    grpc_port: int = Field(8001, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free one.")
     data_dir: Path = Field(Path("quietframe-data"), description="Where blobs and the embedded queue live.")
     models_dir: Path | None = Field(
         None, description="Where models adapted to your own footage live; unset: `models` in the data directory."
@@ -171,6 +172,12 @@ class Settings(BaseSettings):
     tile_px: int = Field(768, ge=256, le=4096, multiple_of=64, description="Side of a tile; larger frames are cut.")
 
     max_upload_bytes: int = Field(2 * 1024**3, ge=1024, description="Largest request body.")
+    max_message_bytes: int = Field(
+        64 * 1024**2,
+        ge=1024,
+        le=2**31 - 1,
+        description="Largest gRPC message, and largest body under `/v2`: each is held in memory.",
+    )
     max_image_pixels: int = Field(120_000_000, ge=1, description="Largest image, width times height.")
     max_frame_pixels: int = Field(8192 * 4352, ge=1, description="Largest video frame, width times height.")
     max_video_frames: int = Field(1_000_000, ge=1, description="Longest video, in frames.")

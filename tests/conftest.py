@@ -25,6 +25,14 @@ def no_proxy_to_ourselves() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def grpc_on_a_free_port() -> Iterator[None]:
+    """Whatever a test serves, it shall not need the one port that is the default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUIETFRAME_GRPC_PORT", "0")
+        yield
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The bundled Valkey, in a directory of its own."""

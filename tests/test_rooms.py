@@ -17,6 +17,9 @@ FLOORS = [
     {"serve"},
     {"supervise"},
     {"api", "worker", "files", "building", "evaluation", "adaptation"},
+    {"rpc"},
+    {"asking"},
+    {"services"},
     {"intake", "pipeline"},
     {"webhooks", "sandbox"},
     {"broker", "media", "blobs"},
@@ -71,7 +74,7 @@ def test_the_catalogue_needs_no_torch_and_no_numpy():
 
 
 def test_the_api_process_loads_neither_networks_nor_decoders():
-    code = "import sys, service.api.app; print(' '.join({name.split('.')[0] for name in sys.modules}))"
+    code = "import sys, service.api.server; print(' '.join({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert set(loaded.stdout.split()).isdisjoint(HEAVY)
 

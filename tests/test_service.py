@@ -301,6 +301,15 @@ def test_a_taken_port_is_said_plainly(service, tmp_path):
     assert f"cannot listen on 127.0.0.1:{port}" in second.stderr
 
 
+def test_a_taken_grpc_port_is_said_plainly_before_anything_starts(service, tmp_path):
+    with service.client() as client:
+        port = client.get("/").json()["grpc_port"]
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--grpc-port", str(port)]
+    second = subprocess.run([*command, "--data-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 1
+    assert second.stderr == f"quietframe: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
 def test_files_and_folders_are_denoised_without_a_server(tmp_path, photo, clips):
     source = tmp_path / "in" / "deep"
     source.mkdir(parents=True)

@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
         spool = settings.data_dir / "spool"
         spool.mkdir(parents=True, exist_ok=True)
         async with QueueClient(url, settings) as queue:
-            app.state.services = Services(
+            services = app.state.services = Services(
                 settings=settings,
                 queue=queue,
                 store=store,
@@ -47,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
                 spool=spool,
             )
             yield
+            await services.finish()
 
     app = _Api(
         title="Quietframe",

@@ -1,4 +1,4 @@
-"""How the app is served: one process, and a stop that waits for requests but not for streams without end."""
+"""How the app is served: one process, gRPC beside HTTP, and a stop that waits for requests but not for streams."""
 
 import math
 import socket
@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from service.api.app import create_app
 from service.api.services import Services
+from service.rpc.server import CannotListen, RpcServer
 from service.settings import Settings
 
 
@@ -30,19 +31,36 @@ class Server(uvicorn.Server):
         )
         self._fastapi = app
         self._on_up = on_up
+        self._rpc: RpcServer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        services = self._services
+        if self.started and services is not None:
+            rpc = RpcServer(services)
+            try:
+                await rpc.start()
+            except CannotListen:
+                await super().shutdown(sockets)
+                raise
+            self._rpc = rpc
         if self.started and self._on_up:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._on_up(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell the open event streams to end, then let the requests in hand finish."""
-        services = getattr(self._fastapi.state, "services", None)
-        if isinstance(services, Services):  # it is not there where the start itself failed
-            services.draining.set()
+        if self._rpc is not None:
+            await self._rpc.begin_stop()  # the lifespan's end waits for it
+        if self._services is not None:
+            self._services.draining.set()
         await super().shutdown(sockets)
+
+    @property
+    def _services(self) -> Services | None:
+        """Not there where the start itself failed."""
+        services = getattr(self._fastapi.state, "services", None)
+        return services if isinstance(services, Services) else None
 
 
 def make_server(settings: Settings, on_up: Callable[[str], None] | None = None) -> Server:

@@ -29,11 +29,13 @@ class Index(BaseModel):
     openapi: str = Field("/openapi.json", description="The same for programs.")
     denoise: str = Field("/denoise/image", description="Where to send an image.")
     models: str = Field("/models", description="Which denoisers there are.")
+    inference: str = Field("/v2", description="The same models by the Open Inference Protocol.")
+    grpc_port: int | None = Field(None, description="Where gRPC listens, on the same host.")
 
 
 @router.get("/", summary="Where to go from here", response_model=Index)
-async def index() -> Index:
-    return Index()
+async def index(services: UseServices) -> Index:
+    return Index(grpc_port=services.grpc_port)
 
 
 @router.get(
@@ -54,13 +56,7 @@ async def livez() -> Alive:
     responses=openapi.problems(503),
 )
 async def readyz(services: UseServices) -> Ready:
-    if services.draining.is_set():
-        raise NotReady("the process is stopping")
-    await services.queue.ping()
-    workers = [card for card in await services.queue.workers() if card.ready]
-    if not workers:
-        raise NotReady("the broker answers, but no worker is ready")
-    return Ready(workers=workers)
+    return Ready(workers=await services.ready_workers())
 
 
 @router.get(

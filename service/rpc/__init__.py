@@ -1,0 +1,1 @@
+"""gRPC: the protos, what is generated from them, and the services behind the port."""

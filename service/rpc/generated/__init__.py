@@ -1,0 +1,1 @@
+"""Made from the protos by `make protos`; not to be edited."""

@@ -1,0 +1,82 @@
+"""The gRPC server: in the API's process and event loop, over the same services."""
+
+import asyncio
+import socket
+from contextlib import suppress
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from models.errors import QuietframeError
+from service.rpc import denoiser
+from service.rpc.denoiser import DenoiserService
+from service.rpc.edge import Edge
+from service.rpc.generated.quietframe.v1 import denoiser_pb2_grpc
+from service.rpc.readiness import Readiness
+from service.services import Services
+
+_CALLS_AT_ONCE = 1024  # streams that are watched for hours count too
+
+
+class CannotListen(QuietframeError):
+    """The port is taken, or the address is not this machine's."""
+
+
+class RpcServer:
+    """To be started and stopped in the loop that serves HTTP."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        names = {denoiser.NAME}
+        self._readiness = Readiness(services, names)
+        self._server = grpc.aio.server(
+            interceptors=[Edge(names, services.metrics)],
+            options=[
+                # Without it a second service on the same port would start, and share its calls.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", services.settings.max_message_bytes),
+                ("grpc.max_send_message_length", -1),  # a result goes out as large as it is
+            ],
+            maximum_concurrent_rpcs=_CALLS_AT_ONCE,
+        )
+        denoiser_pb2_grpc.add_DenoiserServicer_to_server(  # type: ignore[no-untyped-call]
+            DenoiserService(services), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.servicer, self._server)
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+
+    async def start(self) -> None:
+        """
+        Raises:
+            CannotListen
+        """
+        host, port = self._services.settings.host, self._services.settings.grpc_port
+        self._services.grpc_port = await asyncio.to_thread(self._listen, host, port)
+        await self._server.start()
+        await self._readiness.begin()
+
+    async def begin_stop(self) -> None:
+        """Be out of every load balancer first; the calls in hand are finished by what is left in the background."""
+        await self._readiness.end()
+        self._services.in_background(self._server.stop(self._services.settings.drain_s))
+
+    def _listen(self, host: str, port: int) -> int:
+        if port:
+            _try_to_listen(host, port)  # the library would not say why it cannot
+        with suppress(RuntimeError):
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            taken = int(self._server.add_insecure_port(address))
+            if taken:
+                return taken
+        raise CannotListen(f"cannot listen on {host}:{port} for gRPC")
+
+
+def _try_to_listen(host: str, port: int) -> None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as err:
+        raise CannotListen(f"cannot listen on {host}:{port} for gRPC: {err.strerror or err}") from err
