@@ -25,7 +25,7 @@ _PROVIDERS: dict[str, dict[str, str]] = {  # the best first, each with its optio
     "DmlExecutionProvider": {},
     _CPU: {},
 }
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 _FAILURES = (
     raised.Fail,
     raised.InvalidArgument,
@@ -106,7 +106,7 @@ def open_graph(
     """Run a graph that is at hand.
 
     Args:
-        graph: ONNX, weights inside; float16 or quantised where the precision says so.
+        graph: ONNX, weights inside; float16 where the precision says so.
         spec: the denoiser.
         stage: one of its stages.
         precision: of the graph.
