@@ -442,7 +442,7 @@ def _print_kept(found: "Sequence[Kept]", what: str) -> None:
         near = "" if one.psnr_db is None else f"{one.psnr_db:.1f}"
         size = f"{one.size_bytes / 1e6:.1f}" if one.size_bytes else ""
         table.add_row(one.name, size, near, made, "yes" if one.usable else "no", one.problem or "")
-    out.print(table)
+    out.print(table, width=max(out.width, _WIDTH_OF_FIGURES))
 
 
 @app.command(name="eval")

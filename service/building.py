@@ -190,6 +190,7 @@ def _build(
                 way,
                 on_progress=lambda share, phase, way=way: on_step(stage.name, str(way), share, phase),  # type: ignore[misc]
                 calibration=pictures,
+                again=True,
             )
         except _FAILS as err:
             problem = problem or err

@@ -23,7 +23,10 @@ from service.building import build_engines, kept
 from service.pipeline.denoiser import Tally
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
+from trtbuild import guard
+from trtbuild.engine import PrecisionLost
 from trtbuild.tensorrt_plan import GpuFacts
+from trtbuild.ways import Way
 
 FAKE = Path(__file__).parent / "fake_tensorrt"
 FACTS = GpuFacts(name="a GPU that is none", compute_capability="9.0", cuda="13.0", driver="580")
@@ -124,6 +127,19 @@ def test_a_plan_that_was_tampered_with_is_not_loaded(machine):
         path.write_bytes(content)
     assert Shelf(settings).denoiser("small").backend != "tensorrt"
     assert list((settings.own_engines_dir / "set-aside").iterdir())
+
+
+def test_a_plan_that_was_refused_is_not_built_at_every_start(machine, monkeypatch):
+    settings = machine(precision="fp16")
+    monkeypatch.setitem(guard.FLOORS_DB, "fp16", 300.0)
+    (step,) = build_engines(["small"], settings, backend="tensorrt", precision="fp16", on_step=lambda *_: None)
+    assert step.state == "failed"
+    assert step.error is not None
+    assert "300 dB are asked" in step.error
+    shelf = Shelf(settings)
+    assert shelf.denoiser("small").backend != "tensorrt"
+    with pytest.raises(PrecisionLost, match="tries again"):
+        shelf.workshop.build(DESCRIBED["small"], DESCRIBED["small"].stages[0], Way("tensorrt", "fp16"))
 
 
 def test_a_build_that_fails_leaves_the_work_where_it_is(machine, monkeypatch, caplog):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from models.catalogue import DenoiserSpec, StageSpec
 from models.errors import NeedsExtra, QuietframeError
-from trtbuild.engine import Array, BackendUnavailable, Engine, Precision
+from trtbuild.engine import Array, BackendUnavailable, Engine, Precision, PrecisionLost
 from trtbuild.gpus import nvidia_gpus
 from trtbuild.guard import Guard, Verdict
 from trtbuild.open import open_engine
@@ -81,6 +81,7 @@ class Workshop:
         *,
         on_progress: OnProgress | None = None,
         calibration: Sequence[Array] = (),
+        again: bool = False,
     ) -> Made:
         """An engine, built if the store has it not. Other threads may open others meanwhile.
 
@@ -90,12 +91,13 @@ class Workshop:
             way: backend and precision.
             on_progress: called several times a second; what it raises ends the build.
             calibration: [3, H, W] clean pictures in [0, 1], for int8 alone.
+            again: build a plan even if one that was built of the same things has been refused.
 
         Raises:
             as `open`, but for NotBuilt.
         """
         guard = Guard(threads=self.threads)  # of its own: this may take minutes
-        return self._made(spec, stage, way, guard, on_progress or _tell_nobody, calibration)
+        return self._made(spec, stage, way, guard, on_progress or _tell_nobody, calibration, again=again)
 
     def _made(
         self,
@@ -105,6 +107,8 @@ class Workshop:
         guard: Guard,
         tell: OnProgress | None,
         calibration: Sequence[Array],
+        *,
+        again: bool = False,
     ) -> Made:
         if not spec.weights:
             return Made(engine=open_engine(spec, stage, threads=self.threads), was_stored=True, facts={})
@@ -113,7 +117,7 @@ class Workshop:
         if self.store is None:
             raise BackendUnavailable(f"{way} has to be built, and there is no store to keep it in")
         if way.backend == "tensorrt":
-            return self._of_plan(self.store, spec, stage, way, guard, tell)
+            return self._of_plan(self.store, spec, stage, way, guard, tell, again=again)
         return self._of_artifact(self.store, spec, stage, way, guard, tell, calibration)
 
     def _opened(self, spec: DenoiserSpec, stage: StageSpec, way: Way) -> Engine:
@@ -138,7 +142,15 @@ class Workshop:
         return Made(engine=engine, was_stored=False, facts=facts)
 
     def _of_plan(
-        self, store: Store, spec: DenoiserSpec, stage: StageSpec, way: Way, guard: Guard, tell: OnProgress | None
+        self,
+        store: Store,
+        spec: DenoiserSpec,
+        stage: StageSpec,
+        way: Way,
+        guard: Guard,
+        tell: OnProgress | None,
+        *,
+        again: bool,
     ) -> Made:
         from trtbuild.tensorrt_probe import why_not
 
@@ -156,13 +168,34 @@ class Workshop:
         def opened(content: bytes) -> Engine:
             return open_plan(spec, stage, content, precision=precision, contexts=self.options.contexts)
 
+        key = self._plan_key(spec, stage, graph, precision, gpu, version)
+        refusal = Key({**key.fields, "kind": "refusal"})  # or each start would build what it then refuses
+        if not again and (refused := _read(store, refusal)):
+            raise PrecisionLost(f"{refused[1]['reason']} (when it was built; quietframe build tries again)")
         if tell is None:
-            found = _read(store, self._plan_key(spec, stage, graph, precision, gpu, version))
+            found = _read(store, key)
             if found is None:
                 raise NotBuilt(f"there is no plan of {stage.name} in {precision} yet; make it with: quietframe build")
             engine = opened(found[0])
             guard.insist(engine, spec, stage)  # the GPU, its driver and its temper may have changed since
             return Made(engine=engine, was_stored=True, facts=found[1], size_bytes=len(found[0]))
+        new: list[Engine] = []
+
+        def check(content: bytes) -> dict[str, JSON]:
+            engine = opened(content)
+            tile = self.options.tile_px // spec.multiple * spec.multiple
+            try:
+                verdicts = [
+                    guard.insist(engine, spec, stage),
+                    guard.insist(engine, spec, stage, height=tile, width=tile),  # has kernels of its own
+                ]
+            except PrecisionLost as err:
+                store.write(refusal, b"", {"reason": str(err)})
+                raise
+            new.append(engine)
+            store.remove(refusal)
+            return _facts(min(verdicts, key=lambda verdict: verdict.psnr_db))
+
         plan = build_plan(
             graph,
             spec,
@@ -173,11 +206,10 @@ class Workshop:
             gpu=gpu,
             tensorrt=version,
             on_progress=tell,
-            check=lambda content: _facts(guard.insist(opened(content), spec, stage)),
+            check=check,
         )
-        return Made(
-            engine=opened(plan.content), was_stored=plan.was_stored, facts=plan.facts, size_bytes=len(plan.content)
-        )
+        engine = new[0] if new else opened(plan.content)
+        return Made(engine=engine, was_stored=plan.was_stored, facts=plan.facts, size_bytes=len(plan.content))
 
     def _plan_key(
         self, spec: DenoiserSpec, stage: StageSpec, graph: bytes, precision: Precision, gpu: GpuFacts, version: str
@@ -243,7 +275,9 @@ def _graph(spec: DenoiserSpec, stage: StageSpec) -> bytes:
     """As it ships, in float32."""
     path = spec.home / f"{stage.name}.onnx"
     if not path.is_file():
-        raise BackendUnavailable(f"there is no graph {path.name} in {spec.home}; make it with: python -m trtbuild.export")
+        raise BackendUnavailable(
+            f"there is no graph {path.name} in {spec.home}; make it with: python -m trtbuild.export"
+        )
     return path.read_bytes()
 
 
@@ -263,6 +297,19 @@ def _graph_in(
 ) -> bytes:
     """What a backend that runs graphs is given in another precision."""
     graph = _graph(spec, stage)
+    if precision == "int8":
+        from trtbuild.quantise import calibration_tiles, quantise
+
+        tell(0.1, "measuring what passes through it")
+        exact = [
+            open_engine(
+                spec, earlier, backend="openvino", precision="fp32", graphs_dir=spec.home, weights_dir=spec.home
+            )
+            for earlier in spec.stages[: spec.stages.index(stage)]
+        ]
+        tiles = calibration_tiles(spec, stage, calibration, exact)
+        tell(0.3, "choosing scales")
+        return quantise(graph, tiles)
     tell(0.1, "rewriting")
     with _onnx_here():
         from trtbuild.half import in_half
