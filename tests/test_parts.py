@@ -10,6 +10,7 @@ from test_videos import MiddleFrame
 from models.catalogue import FITVNET, FITVNET_SPATIAL, DenoiserSpec
 from service.demo import moving_clip, read_photo, with_noise, write_clip
 from service.errors import JobCancelled
+from service.frames import read_csv
 from service.job import Options, Part, PartOutcome
 from service.media.video import VideoReader
 from service.pipeline.denoiser import Denoiser
@@ -52,7 +53,7 @@ def in_parts(denoiser: Denoiser, source: Path, folder: Path, options: Options) -
     with VideoReader(source, SETTINGS) as reader:
         facts = reader.facts
     parts = plan_parts(denoiser, source, facts, SETTINGS)
-    outcomes, files = [], []
+    outcomes, files, tables = [], [], []
     for part in parts:
         files.append(folder / f"part-{part.index}")
         made = denoise_part(denoiser, source, files[-1], part, options, SETTINGS)
@@ -65,9 +66,13 @@ def in_parts(denoiser: Denoiser, source: Path, folder: Path, options: Options) -
                 seconds=made.seconds,
                 backend="mixing",
                 precision="fp32",
+                sampled=made.sampled,
             )
         )
-    video = join_parts(outcomes, files, source, folder / "joined.mkv", options, SETTINGS)
+        tables.append(made.per_frame)
+    video = join_parts(outcomes, files, source, folder / "joined.mkv", options, SETTINGS, tables=tables)
+    assert video.metrics.input_noise_estimate
+    (folder / "joined.csv").write_bytes(video.per_frame)
     assert video.frames == sum(part.frames for part in parts)
     return folder / "joined.mkv", parts
 
@@ -88,6 +93,8 @@ def test_the_joined_video_has_the_frames_of_the_undivided_one(spec, clip, tmp_pa
     assert len(pairs) == 30
     for ours, undivided in pairs:
         np.testing.assert_array_equal(ours, undivided)
+    ours, undivided = read_csv((tmp_path / "joined.csv").read_bytes()), read_csv(whole.per_frame)
+    assert [(row.frame, row.sigma_estimate) for row in ours] == [(row.frame, row.sigma_estimate) for row in undivided]
     assert timestamps(joined) == timestamps(tmp_path / "whole.mkv")
     assert packets_of(joined, "audio") == packets_of(tmp_path / "whole.mkv", "audio")
 

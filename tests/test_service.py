@@ -223,6 +223,10 @@ def test_a_video_in_parts_survives_a_killed_worker_and_equals_the_undivided_one(
         assert job["progress"]["done"] == CLIP_FRAMES
         assert client.get("/jobs").json()["jobs"] == [job]  # the parts are nobody's business
         (tmp_path / "joined.mkv").write_bytes(client.get(job["result"]["url"]).content)
+        rows = client.get(f"{location}/frames").json()["frames"]
+        assert [row["frame"] for row in rows] == list(range(CLIP_FRAMES))
+        assert all(15 < row["sigma_estimate"] < 30 for row in rows)
+        assert 15 < job["metrics"]["input_noise_estimate"]["sigma"][0] < 30
     command = [
         sys.executable,
         "-m",
