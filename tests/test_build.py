@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from models.samples import PORTRAIT
 from service.building import Step, build_engines, kept, prune
 from service.errors import BadInput
+from service.pipeline.shelf import Shelf
 from service.settings import Settings
+from trtbuild.guard import FLOORS_DB
+from trtbuild.quantise import FEWEST_PICTURES, TILE_PX
 from trtbuild.store import Key, Store
 
 
@@ -110,3 +115,25 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
     assert ran.returncode != 0
     assert "Traceback" not in ran.stderr
     assert str(settings.own_engines_dir) in ran.stderr
+
+
+def test_a_model_quantised_on_pictures_of_ones_own_is_what_a_worker_then_runs(tmp_path):
+    photo = Image.open(PORTRAIT)
+    (tmp_path / "photos").mkdir()
+    for number in range(FEWEST_PICTURES):
+        place = 20 * number
+        photo.crop((place, place, place + 2 * TILE_PX, place + 2 * TILE_PX)).save(tmp_path / "photos" / f"{number}.png")
+    settings = Settings(data_dir=tmp_path / "data", threads=1, backend="openvino", precision="int8")
+    assert Shelf(settings, makes_store=True).denoiser("rednet").precision != "int8"  # until it is built
+    (step,) = build_engines(
+        ["rednet"],
+        settings,
+        backend="openvino",
+        precision="int8",
+        calibration=tmp_path / "photos",
+        on_step=lambda *_: None,
+    )
+    assert (step.state, step.error) == ("built", None)
+    assert step.psnr_db is not None
+    assert step.psnr_db > FLOORS_DB["int8"]
+    assert Shelf(settings).denoiser("rednet").precision == "int8"
