@@ -18,6 +18,7 @@ FLOORS = [
     {"supervise"},
     {"api", "worker", "files", "building", "evaluation", "adaptation"},
     {"rpc"},
+    {"oip"},
     {"asking"},
     {"services"},
     {"intake", "pipeline"},

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 
 from service.api import openapi, problems
 from service.api.limits import BodyLimit
-from service.api.routes import denoise, health, jobs, models, webhooks
+from service.api.routes import denoise, health, inference, jobs, models, webhooks
 from service.api.services import Services
 from service.api.timing import Timing
 from service.blobs import open_store
@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
     )
-    for router in (denoise.router, jobs.router, models.router, health.router):
+    for router in (denoise.router, jobs.router, models.router, health.router, inference.router):
         app.include_router(router)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)

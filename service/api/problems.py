@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -61,6 +62,11 @@ def respond(document: Mapping[str, Any], instance: str, headers: Mapping[str, st
     status = int(document["status"])
     sent = {**document, "instance": document.get("instance") or instance}
     retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+    if re.match(r"/v2(/|$)", instance):
+        # The Open Inference Protocol has a shape of its own; the code, which has no place in it, goes beside it.
+        status = 404 if document["code"] == "unknown_model" else status
+        beside = {"Quietframe-Code": str(document["code"])}
+        return JSONResponse({"error": document["detail"]}, status, {**retry, **beside, **(headers or {})})
     return JSONResponse(sent, status, {**retry, **(headers or {})}, media_type=MEDIA_TYPE)
 
 

@@ -9,10 +9,12 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from models.errors import QuietframeError
-from service.rpc import denoiser
+from service.rpc import denoiser, inference
 from service.rpc.denoiser import DenoiserService
 from service.rpc.edge import Edge
+from service.rpc.generated import grpc_predict_v2_pb2_grpc
 from service.rpc.generated.quietframe.v1 import denoiser_pb2_grpc
+from service.rpc.inference import InferenceService
 from service.rpc.readiness import Readiness
 from service.services import Services
 
@@ -28,7 +30,7 @@ class RpcServer:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        names = {denoiser.NAME}
+        names = {denoiser.NAME, inference.NAME}
         self._readiness = Readiness(services, names)
         self._server = grpc.aio.server(
             interceptors=[Edge(names, services.metrics)],
@@ -42,6 +44,9 @@ class RpcServer:
         )
         denoiser_pb2_grpc.add_DenoiserServicer_to_server(  # type: ignore[no-untyped-call]
             DenoiserService(services), self._server
+        )
+        grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            InferenceService(services), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._readiness.servicer, self._server)
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
