@@ -166,7 +166,8 @@ class Metrics(_Frozen):
     )
     psnr_estimate_error_db: float | None = Field(
         None,
-        description="Standard error of that estimate: on test pictures seven of ten lay within it; of video it is told too small.",
+        description="Standard error of that estimate: on test pictures seven of ten lay within it; "
+        "of video it is told too small.",
     )
     seconds: StageSeconds = Field(StageSeconds(), description="Where the time went.")
 
