@@ -1,5 +1,6 @@
 """Does gRPC keep its contract: over a real port, a real queue and real files, beside REST in one process?"""
 
+import base64
 import contextlib
 import filecmp
 import hashlib
@@ -205,6 +206,23 @@ def test_a_deadline_cancels_the_job_too(denoiser, rest, worker):
     assert worker.took.wait(PATIENCE_S)
     assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     until(lambda: states_of(rest) in (["cancelling"], ["cancelled"]))
+
+
+def test_a_caller_of_the_inference_protocol_who_leaves_cancels_the_job_too(rest, worker):
+    worker.go.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        rest.post("/v2/models/auto/infer", content=NOISY, headers={"Inference-Header-Content-Length": "0"}, timeout=1)
+    until(lambda: states_of(rest) in (["cancelling"], ["cancelled"]))
+
+
+def test_of_a_batch_with_one_bad_picture_the_others_are_not_done_in_vain(rest):
+    """No worker is up: whoever is not cancelled would wait."""
+    files = [base64.b64encode(file).decode() for file in (NOISY, b"no picture", NOISY)]
+    body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [3], "data": files}]}
+    answer = rest.post("/v2/models/auto/infer", json=body)
+    assert answer.status_code == 415
+    assert "PNG" in answer.json()["error"]
+    until(lambda: set(states_of(rest)) <= {"cancelled"})
 
 
 def states_of(rest: httpx.Client) -> list[str]:
