@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 OnProgress = Callable[[float, str], None]  # told the share that is done, and what runs; what it raises ends the build
 
 SCHEMA = 1  # of how things other than plans are made and checked: raised when that changes
+QUICK_SIDE_PX = 64  # of the tiles that an engine is checked on where a job waits for it; a build takes larger ones
 _EQUAL_DB = 200.0  # what is told of no difference at all: infinity is no number in JSON
 _DISTRIBUTIONS = {"openvino": ("openvino",), "torch": ("torch",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 
@@ -113,7 +114,8 @@ class Workshop:
         if not spec.weights:
             return Made(engine=open_engine(spec, stage, threads=self.threads), was_stored=True, facts={})
         if not way.is_built:
-            return self._checked(spec, stage, self._opened(spec, stage, way), guard)
+            side = -(-QUICK_SIDE_PX // spec.multiple) * spec.multiple if tell is None else 0  # somebody waits for it
+            return self._checked(spec, stage, self._opened(spec, stage, way), guard, side)
         if self.store is None:
             raise BackendUnavailable(f"{way} has to be built, and there is no store to keep it in")
         if way.backend == "tensorrt":
@@ -131,12 +133,12 @@ class Workshop:
             weights_dir=spec.home,
         )
 
-    def _checked(self, spec: DenoiserSpec, stage: StageSpec, engine: Engine, guard: Guard) -> Made:
+    def _checked(self, spec: DenoiserSpec, stage: StageSpec, engine: Engine, guard: Guard, side_px: int) -> Made:
         """What runs the shipped graph or weights as they are needs no build, but has been looked at once."""
         key = _key("check", spec, stage, engine.backend, engine.precision)
         if self.store and (found := _read(self.store, key)):
             return Made(engine=engine, was_stored=True, facts=found[1])
-        facts = _facts(guard.insist(engine, spec, stage))
+        facts = _facts(guard.insist(engine, spec, stage, height=side_px, width=side_px))
         if self.store:
             self.store.write(key, b"", facts)
         return Made(engine=engine, was_stored=False, facts=facts)
