@@ -180,31 +180,40 @@ def denoise(
     per_frame: Annotated[
         Path | None, typer.Option(help="Write what was measured of each frame here: .csv, .json, or .svg for a plot.")
     ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="URL of a running service that is to do it; left out, this machine does.")
+    ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Denoise files without a server."""
-    from service.files import FileDone, denoise_files
+    """Denoise files, here or by a running service."""
+    from service.folders import FileDone
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     done: list[FileDone] = []
     with Progress(*columns, TimeRemainingColumn(), console=err, disable=as_json) as bars:
-        for one in denoise_files(
-            source,
-            target,
-            settings=_settings(data_dir=data_dir),
-            model=model,
-            sigma=sigma,
-            strength=strength,
-            reference=reference,
-            quality=quality,
-            codec=codec,
-            crf=crf,
-            bar=_Bars(bars),
-            estimate=estimate,
-            side_by_side=side_by_side,
-            per_frame=per_frame,
-        ):
+        said: dict[str, Any] = {
+            "reference": reference,
+            "model": model,
+            "sigma": sigma,
+            "strength": strength,
+            "quality": quality,
+            "codec": codec,
+            "crf": crf,
+            "estimate": estimate,
+            "side_by_side": side_by_side,
+            "per_frame": per_frame,
+            "bar": _Bars(bars),
+        }
+        if server is not None:
+            from service.remote import denoise_files_at
+
+            each = denoise_files_at(server, source, target, **said)
+        else:
+            from service.files import denoise_files
+
+            each = denoise_files(source, target, settings=_settings(data_dir=data_dir), **said)
+        for one in each:
             done.append(one)
             if not as_json:
                 out.print(one.line(), highlight=False, markup=False, soft_wrap=True)
