@@ -19,6 +19,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from ports import free_port
 
 from service.api.server import make_server
 from service.errors import PROBLEMS
@@ -349,6 +350,18 @@ def test_a_full_queue_says_when_to_come_again(settings, fresh_redis_url, tmp_pat
     assert later.retry_delay.seconds > 0
 
 
+def test_without_a_broker_calls_are_answered_and_the_process_lives(settings, tmp_path):
+    lost = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}", "data_dir": tmp_path})
+    with served(lost) as (client, _), channel_to(client) as channel:
+        with pytest.raises(grpc.RpcError) as away:
+            DenoiserStub(channel).GetJob(pb.GetJobRequest(id="0" * 32), timeout=PATIENCE_S)
+        assert (away.value.code(), code_of(away.value)) == (grpc.StatusCode.UNAVAILABLE, "not_ready")
+        assert (health_of(channel, ""), health_of(channel, DENOISER)) == ("SERVING", "NOT_SERVING")
+        answer = client.get("/v2/health/ready")
+        assert (answer.status_code, list(answer.json())) == (503, ["error"])
+        assert client.get("/v2/health/live").json() == {"live": True}
+
+
 def test_calls_are_counted_by_method_and_status(denoiser, rest):
     with pytest.raises(grpc.RpcError):
         denoiser.GetJob(pb.GetJobRequest(id="none"))
@@ -402,7 +415,7 @@ def test_a_stopping_server_says_so_first_ends_its_streams_and_finishes_its_calls
 def test_whoever_asks_is_shown_the_services_and_their_messages(running):
     _, channel = running
     shown = ProtoReflectionDescriptorDatabase(channel)
-    assert {DENOISER, "grpc.health.v1.Health"} <= set(shown.get_services())
+    assert {DENOISER, "inference.GRPCInferenceService", "grpc.health.v1.Health"} <= set(shown.get_services())
     service = DescriptorPool(shown).FindServiceByName(DENOISER)
     assert "DenoiseImage" in service.methods_by_name
     assert service.methods_by_name["SubmitVideo"].input_type.full_name == "quietframe.v1.SubmitVideoRequest"

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import av
 import cv2
+import grpc
 import httpx
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from ports import free_port
 
 from service.demo import moving_clip, png_bytes, read_photo, with_noise, write_clip
 from service.media.video import VideoReader
@@ -286,6 +289,24 @@ def until(holds, within_s=60.0):
 def worker_pid(client):
     ready = client.get("/readyz").json()
     return ready["workers"][0]["pid"]
+
+
+def test_grpc_is_back_on_its_port_when_the_api_has_died(tmp_path):
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    with serving(tmp_path, grpc_port=port) as served, served.client() as client, grpc.insecure_channel(address) as line:
+        assert is_alive(line)  # and the line is open when the API dies
+        parent = served.process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        (api,) = [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\0api\0")]
+        os.kill(int(api), signal.SIGKILL)
+        assert client.get("/").json()["grpc_port"] == port  # HTTP's socket outlived it: we waited
+        assert is_alive(line)
+
+
+def is_alive(channel):
+    answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60, wait_for_ready=True)
+    return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_second_service_on_the_same_data_is_refused(tmp_path):
