@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 
 from models.errors import QuietframeError
 from service.errors import QueueFull, problem, problem_of
@@ -133,5 +133,18 @@ def install(app: FastAPI) -> None:
 
 def _allowed(app: FastAPI, request: Request) -> str:
     """All methods of a path: the framework names only those of the first route that has it."""
-    matching = (route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE)
-    return ", ".join(sorted({method for route in matching for method in getattr(route, "methods", None) or ()}))
+    matching = [route for route in _single(app.routes) if route.matches(request.scope)[0] is not Match.NONE]
+    # `/jobs/image` is also an id that `/jobs/{job_id}` would be asked for; the document speaks of the first.
+    path = getattr(matching[0], "path", None) if matching else None
+    of_path = [route for route in matching if getattr(route, "path", None) == path]
+    return ", ".join(sorted({method for route in of_path for method in getattr(route, "methods", None) or ()}))
+
+
+def _single(routes: Sequence[BaseRoute]) -> Iterator[BaseRoute]:
+    """Routes one by one: the framework keeps those of an included router together."""
+    for route in routes:
+        inner = getattr(route, "original_router", None)
+        if inner is None:
+            yield route
+        else:
+            yield from _single(inner.routes)
