@@ -331,3 +331,35 @@ def test_the_shipped_video_cascade_runs_from_its_graphs():
     assert CATALOGUE["fitvnet"].frames == 5
     # Five noise draws over one picture: their mean is 7 dB better than one of them, and the cascade is to be no worse.
     assert psnr_db(frames[0], clean) > psnr_db(noisy[2], clean)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's word on a signal's stack")
+def test_a_signal_finds_the_main_threads_own_stack_whatever_engines_come_and_go(home):
+    """OpenVINO's plugin leaves a thread that it was loaded on with a stack for signals that is gone."""
+    code = f"""
+import ctypes, gc, os, signal, threading
+from pathlib import Path
+from models.catalogue import DNCNN
+from trtbuild.open import open_engine
+
+def opened():
+    return open_engine(DNCNN, DNCNN.stages[0], backend="openvino", threads=1, graphs_dir=Path({str(home.graphs_dir)!r}))
+
+engines = [opened()]
+thread = threading.Thread(target=lambda: (engines.pop(), gc.collect(), engines.append(opened())))
+thread.start(); thread.join()
+
+class Stack(ctypes.Structure):
+    _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+stack = Stack()
+assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+print(stack.flags == 2)  # SS_DISABLE: there is none but its own
+caught = []
+signal.signal(signal.SIGTERM, lambda *_: caught.append(1))
+os.kill(os.getpid(), signal.SIGTERM)
+print(caught)
+"""
+    root = Path(__file__).parent.parent
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert ran.stdout.split("\n")[:2] == ["True", "[1]"]

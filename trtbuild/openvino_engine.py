@@ -4,6 +4,7 @@ import io
 import math
 import zipfile
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ _MARKED_LAYER = b"""<?xml version="1.0"?><net name="marked" version="11"><layers
 <input><port id="0" precision="FP32"><dim>1</dim></port></input></layer></layers>
 <edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/>
 <edge from-layer="1" from-port="1" to-layer="2" to-port="0"/></edges></net>"""
+
+
+_cores: list[ov.Core] = []
+_core_lock = Lock()
 
 
 class OpenVinoEngine:
@@ -100,7 +105,7 @@ def open_graph(
         BackendUnavailable: this CPU cannot compute in that precision.
         EngineFailed: OpenVINO does not take the graph.
     """
-    core = ov.Core()
+    core = the_core()
     if precision is None:
         precision = "bf16" if has_bf16() else "fp32"
     # What is not 8-bit integers in an int8 graph is what else the CPU does well.
@@ -128,7 +133,28 @@ def open_graph(
 
 def has_bf16() -> bool:
     """Whether this CPU multiplies in bfloat16."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def the_core() -> ov.Core:
+    """The one of this process, which is never let go, and never made on the main thread.
+
+    OpenVINO's CPU plugin gives the thread that loads it a small stack for signals, and takes it away from the thread
+    that unloads it, which may be another: the first is left with a stack that is gone. Signals come to the main thread,
+    and Python takes them on that stack: a worker that was asked to stop died of it (OpenVINO 2026.4.1, 2026-11-21).
+    """
+    with _core_lock:
+        if not _cores:
+            maker = Thread(target=_make_core, name="openvino")
+            maker.start()
+            maker.join()
+        return _cores[0]
+
+
+def _make_core() -> None:
+    core = ov.Core()
+    core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads the plugin, here and for good
+    _cores.append(core)
 
 
 def _read_quantised(core: ov.Core, archive: bytes) -> ov.Model:

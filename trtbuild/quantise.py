@@ -20,7 +20,7 @@ from models.catalogue import DenoiserSpec, StageSpec
 from models.errors import NeedsExtra
 from trtbuild.engine import Array, Engine, EngineFailed
 from trtbuild.guard import Tile, frames_for, tile_through
-from trtbuild.openvino_engine import QUANTISED, coordinates, way_of_picture
+from trtbuild.openvino_engine import QUANTISED, coordinates, the_core, way_of_picture
 
 TILES = 24  # that scales are made of
 TILE_PX = 128
@@ -96,7 +96,7 @@ def quantise(graph: bytes, tiles: Sequence[Tile]) -> bytes:
     except ModuleNotFoundError as err:
         raise NeedsExtra(f"{err.name} is not installed; it comes with: pip install 'quietframe[int8]'") from err
     nncf.set_log_level(logging.ERROR)
-    model = ov.Core().read_model(graph)
+    model = the_core().read_model(graph)
     inputs = {port.get_any_name() for port in model.inputs}
     given = [{name: value for name, value in (("noisy", t.noisy), ("sigma", t.sigma)) if name in inputs} for t in tiles]
     exact = way_of_picture(model) | coordinates(model)
