@@ -12,6 +12,9 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from service.demo import png_bytes, read_photo, running_service, with_noise
 from service.media.image import read_image, write_image
@@ -224,6 +227,33 @@ def test_a_wrong_request_is_told_what_is_wrong_in_the_protocol_s_shape(service, 
     assert (answer.status_code, list(answer.json())) == (status, ["error"])
     assert words in answer.json()["error"]
     assert answer.headers["Quietframe-Code"]
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.just(10**400), st.floats(), st.text(max_size=5))
+NESTED = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4), max_leaves=8)
+PARAMETERS = st.dictionaries(
+    st.sampled_from(["sigma", "strength", "format", "quality", "timeout", "binary_data_size", "other"]), SCALARS
+)
+TENSORS = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["image", "sigma", "other"]),
+        "datatype": st.sampled_from(["UINT8", "FP16", "FP32", "FP64", "BYTES", "BOOL", ""]),
+        "shape": st.lists(st.sampled_from([-1, 0, 1, 2, 3, 1 << 70]), max_size=9),
+    },
+    optional={"data": NESTED, "parameters": PARAMETERS},
+)
+
+
+@hypothesis_settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(inputs=st.lists(TENSORS, max_size=3), parameters=PARAMETERS, behind=st.binary(max_size=8), told=st.booleans())
+def test_whatever_is_sent_is_answered_or_refused(service, inputs, parameters, behind, told):
+    head = json.dumps({"inputs": inputs, "parameters": parameters}).encode()
+    headers = {LENGTH: str(len(head))} if told else {}
+    answer = service.post("/v2/models/dncnn/infer", content=head + behind, headers=headers)
+    assert answer.status_code in (200, 400, 415, 422), answer.text
+    assert answer.status_code == 200 or list(answer.json()) == ["error"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from service.oip.messages import IMAGE, RESTORED, SIGMA, VERSION, Parameter, Req
 from service.services import Services
 
 _OURS = {"sigma", "strength", "format", "quality"}
+_LARGEST = 1 << 63  # of a parameter: JSON knows no bound, and what is larger is no float
 _OF_THE_PROTOCOL = {
     *("timeout", "priority", "binary_data_output", "sequence_id", "sequence_start", "sequence_end"),
     "triton_enable_empty_final_response",
@@ -77,7 +78,7 @@ def _options_of(parameters: dict[str, Parameter], *, encoded: bool) -> Options:
     said = {name: parameters[name] for name in _OURS if name in parameters}
     for name in ("sigma", "strength", "quality"):
         value = said.get(name, 0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
             raise BadInput(f"parameter {name} is {str(value)[:40]!r}; it is a number")
     if int(said.get("quality", 0)) != said.get("quality", 0):
         raise BadInput(f"quality is {said['quality']}; it is a whole number")
@@ -89,7 +90,7 @@ def _options_of(parameters: dict[str, Parameter], *, encoded: bool) -> Options:
 def _patience_of(parameters: dict[str, Parameter], patience_s: float | None) -> float | None:
     """The protocol's `timeout` is in microseconds."""
     timeout = parameters.get("timeout", 0)
-    if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, int) or not 0 <= timeout < _LARGEST:
         raise BadInput(f"parameter timeout is {str(timeout)[:40]!r}; it is a whole number of microseconds")
     told_s = timeout / 1e6 if timeout else math.inf
     bound_s = min(told_s, math.inf if patience_s is None else patience_s)

@@ -138,7 +138,7 @@ def _values_of(tensor: Tensor, kind: str) -> NDArray[Any]:
         raise BadInput(f"{tensor.name} is FP16, which goes as binary data only")
     try:
         told = np.asarray(tensor.values, np.float64).reshape(-1)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadInput(f"{tensor.name} holds data that are not numbers, in rows of one length") from None
     if len(told) != wanted:
         raise BadInput(f"{tensor.name} has {len(told)} values; its shape takes {wanted}")
