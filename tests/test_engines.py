@@ -334,16 +334,15 @@ def test_the_shipped_video_cascade_runs_from_its_graphs():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's word on a signal's stack")
-def test_a_signal_finds_the_main_threads_own_stack_whatever_engines_come_and_go(home):
+def test_a_signal_finds_the_main_threads_own_stack_whatever_engines_come_and_go():
     """OpenVINO's plugin leaves a thread that it was loaded on with a stack for signals that is gone."""
-    code = f"""
+    code = """
 import ctypes, gc, os, signal, threading
-from pathlib import Path
 from models.catalogue import DNCNN
 from trtbuild.open import open_engine
 
 def opened():
-    return open_engine(DNCNN, DNCNN.stages[0], backend="openvino", threads=1, graphs_dir=Path({str(home.graphs_dir)!r}))
+    return open_engine(DNCNN, DNCNN.stages[0], backend="openvino", threads=1)
 
 engines = [opened()]
 thread = threading.Thread(target=lambda: (engines.pop(), gc.collect(), engines.append(opened())))
