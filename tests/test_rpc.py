@@ -33,7 +33,7 @@ from service.job import (
     Progress,
     StageSeconds,
 )
-from service.rpc import protos, readiness
+from service.rpc import protos, readiness, server
 from service.rpc.generated.quietframe.v1 import denoiser_pb2 as pb
 from service.rpc.generated.quietframe.v1.denoiser_pb2_grpc import DenoiserStub
 from service.rpc.problems import _STATUSES
@@ -362,6 +362,20 @@ def test_without_a_broker_calls_are_answered_and_the_process_lives(settings, tmp
         assert client.get("/v2/health/live").json() == {"live": True}
 
 
+def test_more_calls_than_may_be_at_once_are_told_so(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "_CALLS_AT_ONCE", 2)
+    own = settings.model_copy(update={"data_dir": tmp_path})
+    with served(own) as (client, _), channel_to(client) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        open_calls = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        assert [next(call).status for call in open_calls] == [health_pb2.HealthCheckResponse.SERVING] * 2
+        with pytest.raises(grpc.RpcError) as full:
+            health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        for call in open_calls:
+            call.cancel()
+    assert full.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_calls_are_counted_by_method_and_status(denoiser, rest):
     with pytest.raises(grpc.RpcError):
         denoiser.GetJob(pb.GetJobRequest(id="none"))
@@ -392,7 +406,7 @@ def test_health_follows_readiness_but_not_every_hiccup(running, settings, fresh_
 def test_a_stopping_server_says_so_first_ends_its_streams_and_finishes_its_calls(settings, worker, tmp_path):
     own = settings.model_copy(update={"data_dir": settings.data_dir, "drain_s": PATIENCE_S})
     worker.go.clear()
-    with served(own) as (client, server), channel_to(client) as channel:
+    with served(own) as (client, serving), channel_to(client) as channel:
         denoiser = DenoiserStub(channel)
         until(lambda: health_of(channel, DENOISER) == "SERVING")
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=DENOISER))
@@ -402,7 +416,7 @@ def test_a_stopping_server_says_so_first_ends_its_streams_and_finishes_its_calls
         (job,) = client.get("/jobs").json()["jobs"]
         events = denoiser.WatchJob(pb.WatchJobRequest(id=job["id"]))
         assert next(events).state == pb.JOB_STATE_QUEUED
-        server.should_exit = True
+        serving.should_exit = True
         assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(grpc.RpcError) as ended:
             list(events)
