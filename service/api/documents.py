@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.api.headers import attachment
+from service.asking import outcome_of
 from service.blobs import BlobStore
 from service.errors import JobNotReady, ResultGone
 from service.job import FrameTableBlob, JobState, Metrics, NoiseEstimate, Outcome, Preview, Record, Result, document_of
@@ -48,22 +49,6 @@ def accepted_response(record: Record, headers: Mapping[str, str] | None = None) 
     """202, and where to look for what comes of it; `Retry-After` even where a replayed job is done by now."""
     told = {"Location": f"/jobs/{record.job.id}", "Retry-After": str(retry_after_s(record))}
     return document_response(record, 202, {**told, **(headers or {})})
-
-
-def outcome_of(record: Record) -> Outcome:
-    """What came of a job.
-
-    Raises:
-        JobNotReady: nothing yet.
-        ResultGone: there is none any more, or never will be.
-    """
-    if record.state is JobState.SUCCEEDED and record.outcome:
-        return record.outcome
-    if not record.state.is_final:
-        raise JobNotReady(f"job {record.job.id} is {record.state}")
-    if record.state is JobState.FAILED:
-        raise ResultGone(f"job {record.job.id} failed, so it has no result; GET /jobs/{record.job.id} says why")
-    raise ResultGone(f"job {record.job.id} is {record.state}; its result is gone")
 
 
 def preview_of(record: Record) -> Preview:

@@ -17,7 +17,7 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
         ClientDisconnect: the caller left.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    leaving = asyncio.ensure_future(left(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -28,7 +28,7 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
         leaving.cancel()
 
 
-async def _left(request: Request) -> None:
+async def left(request: Request) -> None:
     """Return when the connection is gone: after the body nothing else is to come."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from service.api import documents, headers, openapi, problems
 from service.api.forms import ImageForm, read_form, request_body
+from service.api.line import left
 from service.api.services import Services, UseServices
 from service.errors import JobCancelled, NotReady, ResultGone
 from service.intake import Asked
@@ -127,7 +128,7 @@ async def _wait_on_the_line(request: Request, services: Services, job_id: str, p
         ClientDisconnect: the caller left; the job is cancelled.
     """
     waiting = asyncio.ensure_future(services.queue.wait(job_id, patience_s))
-    leaving = asyncio.ensure_future(_left(request))
+    leaving = asyncio.ensure_future(left(request))
     try:
         await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
@@ -137,12 +138,6 @@ async def _wait_on_the_line(request: Request, services: Services, job_id: str, p
     finally:
         waiting.cancel()
         leaving.cancel()
-
-
-async def _left(request: Request) -> None:
-    """Return when the connection is gone: after the body nothing else is to come."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _answer(services: Services, record: Record, *, as_document: bool) -> Response:

@@ -16,6 +16,7 @@ from service import frames
 from service.api import documents, headers, openapi, problems
 from service.api.forms import ImageJobForm, JobFields, VideoForm, read_form, request_body
 from service.api.services import Services, UseServices
+from service.asking import outcome_of
 from service.errors import JobNotFound, NotReady
 from service.intake import Asked
 from service.job import JOB_ID_PATTERN, JobDocument, JobState, Record, Result, document_of
@@ -250,7 +251,7 @@ async def get_result(
     if_none_match: Annotated[str | None, Header(description="`ETag` of what is there already.")] = None,
 ) -> Response:
     record = await services.queue.get(job_id)
-    result = documents.outcome_of(record).result
+    result = outcome_of(record).result
     told = documents.result_headers(result)
     if headers.matches(if_none_match, told["ETag"]):
         return Response(status_code=304, headers={"ETag": told["ETag"]})
