@@ -156,6 +156,7 @@ class Cluster:
             "PART_FRAMES": self.shape.part_frames,
             "MAX_ATTEMPTS": self.shape.max_attempts,
             "DRAIN_S": self.shape.drain_s,
+            "GRPC_PORT": 0,  # there are several of them
             "THREADS": 1,
         }
         environment = os.environ | {f"QUIETFRAME_{name}": str(value) for name, value in said.items()}
