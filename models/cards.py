@@ -167,7 +167,8 @@ def _limits_of(spec: DenoiserSpec) -> str:
     low, high = (round(level * 255) for level in spec.trained_sigma)
     told = "blind to the noise level" if spec.sigma is None else "told the noise level"
     kinds = " and ".join(_KINDS[kind].format(low=low, high=high) for kind in spec.taught)
-    return f"Trained on {kinds}; {told}. Stronger noise is beyond it. " + (
+    grey = "" if "grey" in spec.taught else "Of a grey picture, whose planes carry one noise, it takes little away. "
+    return f"Trained on {kinds}; {told}. Stronger noise is beyond it. {grey}" + (
         "Cameras differ: of one unlike those it has seen it may leave much, or take fine texture along with the noise."
         if "camera" in spec.taught
         else "Noise of cameras, film and compression, which neighbouring pixels share and which follows brightness, it "
@@ -177,6 +178,7 @@ def _limits_of(spec: DenoiserSpec) -> str:
 
 _KINDS: dict[Taught, str] = {
     "gaussian": "additive white Gaussian noise of level {low} to {high} on the 8-bit scale",
+    "grey": "the same in grey pictures, one noise in all planes",
     "camera": "pairs of noisy and clean photographs, noise made up after that of cameras",
     "mixed": "Gaussian noise under salt and pepper",
     "signal-dependent": "noise that follows brightness, in linear light",

@@ -8,7 +8,7 @@ from typing import Literal
 from models.errors import UnknownDenoiser
 
 Kind = Literal["image", "video"]
-Taught = Literal["gaussian", "camera", "mixed", "signal-dependent", "poisson-gaussian"]
+Taught = Literal["gaussian", "grey", "camera", "mixed", "signal-dependent", "poisson-gaussian"]
 
 SHIPPED_DIR = Path(__file__).parent / "shipped"
 
@@ -46,6 +46,9 @@ class DenoiserSpec:
     source: str
     weights: tuple[str, ...]  # the files it is made of, `models/shipped/<name>.safetensors`; none if it is no network
     shipped: bool = True  # its weights are; else it can be trained, and only then be served
+    # Who restores grey pictures in its stead. Networks know noise by the colours' not agreeing: that of a grey picture,
+    # the same in all three planes, they take for texture unless they were taught otherwise.
+    for_grey: str | None = None
     home: Path = SHIPPED_DIR  # where its weights and graphs lie
     adapted_from: str | None = None  # the denoiser whose network it is, with weights of its own; see `models/own.py`
 
@@ -123,6 +126,16 @@ FITVNET_SPATIAL = DenoiserSpec(
     trained_sigma=_TRAINED_SIGMA,
     source=_FITVNET_SOURCE,
     weights=("fitvnet-spatial",),
+    for_grey="fitvnet-spatial.grey",
+)
+FITVNET_SPATIAL_GREY = replace(
+    FITVNET_SPATIAL,
+    name="fitvnet-spatial.grey",
+    title="FITVNet's spatial module, for grey pictures too",
+    stages=(replace(_FITVNET_SPATIAL, name="fitvnet-spatial.grey", halo_px=96),),
+    taught=("gaussian", "grey"),
+    weights=("fitvnet-spatial.grey",),
+    for_grey=None,
 )
 
 DNCNN = DenoiserSpec(
@@ -328,6 +341,7 @@ DSC = _for_images(
     parameters=1_995_395,
     macs_per_pixel=44_928,
     taught=("gaussian", "mixed"),
+    shipped=True,
 )
 DSC_PLAIN = _for_images(
     "dsc.plain",
@@ -358,6 +372,7 @@ DNCNN_KNOWN = _for_images(
     parameters=669_955,
     macs_per_pixel=667_584,
     sigma=_TRAINED_SIGMA,
+    shipped=True,
 )
 
 _DRNN_STAGE = StageSpec(
@@ -466,6 +481,7 @@ DEFORM2D = _kernels(
     halo_px=64,
     parameters=1_102_045,
     macs_per_pixel=137_484,
+    shipped=True,
 )
 DEFORM2D_KNOWN = _kernels(
     "deform2d.known",
@@ -495,6 +511,7 @@ KPN = _kernels(
     halo_px=64,
     parameters=1_204_875,
     macs_per_pixel=89_676,
+    shipped=True,
 )
 KPN_7X7 = _kernels(
     "kpn.7x7",
@@ -545,6 +562,7 @@ TOFLOW = DenoiserSpec(
 _ALL = (
     FITVNET,
     FITVNET_SPATIAL,
+    FITVNET_SPATIAL_GREY,
     DNCNN,
     PRIDNET,
     PRIDNET_PAPER,

@@ -221,8 +221,11 @@ def _measure(
 
 
 def _noisy(noise: Noise | None, clean: Array, seed: int) -> Array:
+    """A grey picture has one noise in all three planes: it comes to a service with a single one."""
     assert noise is not None, "real pairs bring theirs"
-    return noise(clean, seed)
+    noisy = noise(clean, seed)
+    is_grey = np.array_equal(clean[0], clean[1]) and np.array_equal(clean[0], clean[2])
+    return np.repeat(noisy[1:2], 3, 0) if is_grey else noisy
 
 
 def _told(name: str, noisy: Sequence[Array], clean: Sequence[Array]) -> float | None:

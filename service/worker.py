@@ -383,7 +383,7 @@ def _ran(denoiser: Denoiser, tally: Tally) -> Ran:
     return {
         "backend": tally.backend or denoiser.backend,
         "precision": tally.precision or denoiser.precision,
-        "notes": tally.relief.notes,
+        "notes": [*tally.notes, *tally.relief.notes],
     }
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.catalogue import CATALOGUE
 from models.quality import psnr_db
 from service.demo import moving_clip, read_photo, with_noise
 from service.errors import JobCancelled
+from service.job import Options
 from service.pipeline.denoiser import Denoiser, Tally, to_planes
+from service.pipeline.images import denoise_image
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
 
@@ -150,3 +153,32 @@ def test_memory_depends_on_the_tile_not_on_the_picture():
         peaks_mib[side] = int(ran.stdout)
     pictures_mib = 2 * 4096 * 4096 * 3 // 2**20
     assert peaks_mib[4096] - peaks_mib[512] < pictures_mib + 32
+
+
+def test_a_grey_photo_comes_back_clean_from_the_network_that_was_taught_grey(shelf, photo, tmp_path):
+    """Its noise is the same in all three planes: what knows colours alone takes it for texture."""
+    luma = np.rint(photo @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    noise = np.random.default_rng(3).normal(0, 25, luma.shape)
+    noisy = np.clip(np.rint(luma + noise), 0, 255).astype(np.uint8)
+    for name, pixels in {"noisy.png": noisy, "clean.png": luma}.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+
+    def gain_db(name: str, tally: Tally) -> float:
+        made = denoise_image(
+            shelf.denoiser(name),
+            tmp_path / "noisy.png",
+            Options(),
+            Settings(),
+            reference=tmp_path / "clean.png",
+            tally=tally,
+        )
+        assert made.metrics.psnr_db is not None
+        assert made.metrics.input_psnr_db is not None
+        return made.metrics.psnr_db - made.metrics.input_psnr_db
+
+    tally = Tally()
+    assert gain_db("fitvnet-spatial", tally) > 7
+    assert tally.notes == ["the picture is grey: restored by fitvnet-spatial.grey"]
+    tally = Tally()
+    gain_db("dncnn", tally)
+    assert "was taught on colours" in tally.notes[0]

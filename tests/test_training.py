@@ -20,7 +20,7 @@ from models.training.noise import Gaussian
 from models.training.recipe import Phase, half_squared_error, l2_norm
 from models.training.recipes import RECIPES
 from models.training.recipes.fitvnet import joint_error
-from models.training.trainer import CleanSource, Run, train
+from models.training.trainer import WATCHED_GREY, CleanSource, Run, train
 from models.weights import load_network
 
 SMALL = {
@@ -252,3 +252,14 @@ def test_losses_are_the_papers():
     restored[1] += 0.3
     assert l2_norm(restored, clean).item() == pytest.approx((0.1 + 0.3) / 2, abs=1e-4)
     assert half_squared_error(restored, clean).item() == pytest.approx(0.5 * (0.01 + 0.09) / 2, abs=1e-6)
+
+
+def test_of_a_batch_a_share_is_grey_with_one_noise_in_all_planes(material):
+    recipe = replace(SMALL["dncnn"], grey_share=0.5)
+    source = CleanSource(recipe, material, "cpu")
+    noisy, _sigma, clean = source.draw(np.random.default_rng(0), recipe.phases[0])
+    grey = [bool((one[:, 0] == one[:, 1]).all() and (one[:, 0] == one[:, 2]).all()) for one in noisy]
+    assert grey == [index < round(len(noisy) / 2) for index in range(len(noisy))]
+    assert all((one[:, 0] == one[:, 1]).all() == flat for one, flat in zip(clean, grey, strict=True))
+    assert (noisy[0] - clean[0]).std() > 0
+    assert WATCHED_GREY in source.watched

@@ -38,6 +38,9 @@ class Recipe:
     frames: int = 1
     footage_share: float = 0.0  # of clips; the rest is motion made up over photographs
     pair_share: float = 0.0  # of images, crops of photographs that were taken noisy and clean
+    # Of the others, grey ones: one noise in all three planes. A network for colours alone takes it for texture, for it
+    # knows noise by the planes' not agreeing.
+    grey_share: float = 0.0
     noise: Noise = BLIND_GAUSSIAN
     watched: Mapping[str, Noise] = field(default_factory=lambda: GAUSSIAN_LEVELS)  # what held-out pictures get
     learning_rate: float = 1e-3

@@ -24,7 +24,7 @@ from models.catalogue import DenoiserSpec
 from models.networks import WIRINGS
 from models.training.curves import draw_log
 from models.training.material import SMALLEST_SIDE_PX, Material, read_material
-from models.training.recipe import Phase, Recipe, middle_of
+from models.training.recipe import GAUSSIAN_LEVELS, Phase, Recipe, middle_of
 from models.weights import build_wired
 
 CHECKPOINT_EVERY_S = 120
@@ -32,6 +32,8 @@ REPORT_EVERY_S = 30
 WATCHED_SIZE_PX = 128  # or as large as the run's own crops
 WATCHED_CLIP_SIZE_PX = 96
 WATCHED_PAIRS = "pairs"  # how held-out real pairs are called where other noise has its level
+WATCHED_GREY = "grey 25"  # and grey pictures with Gaussian noise of level 25
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,8 @@ class CleanSource:
 
     def __init__(self, recipe: Recipe, material: Material, device: str) -> None:
         self._recipe, self._material, self._device = recipe, material, device
-        self.watched = (*recipe.watched, *([WATCHED_PAIRS] if recipe.pair_share else []))
+        grey, pairs = ([WATCHED_GREY] if recipe.grey_share else []), ([WATCHED_PAIRS] if recipe.pair_share else [])
+        self.watched = (*recipe.watched, *grey, *pairs)
 
     def draw(self, rng: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy frames, what a denoiser is told of their noise, and the clean frames."""
@@ -129,7 +132,10 @@ class CleanSource:
         else:
             clean = material.clip_crops(rng, phase.batch, recipe.frames, phase.size_px, recipe.footage_share)
         clean = clean.to(self._device)
+        greys = round(recipe.grey_share * len(clean))
+        clean[:greys] = grey_of(clean[:greys])
         noisy, sigma = recipe.noise(clean, int(rng.integers(2**62)))
+        noisy[:greys] = noisy[:greys, :, 1:2]
         if of_pairs:
             taken_noisy, taken_clean = material.pair_crops(rng, of_pairs, phase.size_px)
             noisy = torch.cat([noisy, taken_noisy.to(self._device)])
@@ -147,10 +153,20 @@ class CleanSource:
         else:
             clean = held.clip_crops(rng, 8, recipe.frames, WATCHED_CLIP_SIZE_PX, 0.0)
         examples = {name: (*noise(clean, seed), clean) for seed, (name, noise) in enumerate(recipe.watched.items())}
+        if recipe.grey_share:
+            grey = grey_of(clean)
+            noisy, sigma = GAUSSIAN_LEVELS["25"](grey, len(examples))
+            examples[WATCHED_GREY] = (noisy[:, :, 1:2].expand_as(noisy), sigma, grey)
         if recipe.pair_share and held.pairs:
             taken_noisy, taken_clean = held.pair_crops(rng, 16, size_px)
             examples[WATCHED_PAIRS] = (taken_noisy, taken_noisy.new_zeros(16), taken_clean)
         return {name: _psnr_db(restore(noisy, sigma), clean) for name, (noisy, sigma, clean) in examples.items()}
+
+
+def grey_of(clean: Tensor) -> Tensor:
+    """[N, T, 3, H, W] in colour to the same in grey, all planes alike."""
+    luma = (clean * clean.new_tensor(LUMA)[:, None, None]).sum(2, keepdim=True)
+    return luma.expand_as(clean)
 
 
 class Run:

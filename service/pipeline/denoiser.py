@@ -31,6 +31,7 @@ class Tally:
     values: int = 0
     relief: Relief = field(default_factory=Relief)
     ran: dict[tuple[str, str], None] = field(default_factory=dict)  # backends and precisions that had a share in it
+    notes: list[str] = field(default_factory=list)  # what else should be known of the way it went
 
     @property
     def backend(self) -> str:
@@ -60,6 +61,7 @@ class Denoiser:
     tile_px: int
     turns: Turns = field(default_factory=Turns)
     open_spare: OpenSpare | None = None  # where an engine's device may run out of memory
+    open_for_grey: "Callable[[], Denoiser] | None" = None  # what restores grey pictures in its stead
 
     @property
     def backend(self) -> str:
@@ -68,6 +70,19 @@ class Denoiser:
     @property
     def precision(self) -> str:
         return self.engines[0].precision
+
+    def for_grey(self, tally: Tally) -> "Denoiser":
+        """What restores a grey picture best: it may be another, and if there is none, that is noted."""
+        if self.open_for_grey:
+            other = self.open_for_grey()
+            tally.notes.append(f"the picture is grey: restored by {other.spec.name}")
+            return other
+        if self.spec.weights and "grey" not in self.spec.taught:
+            tally.notes.append(
+                f"the picture is grey, and {self.spec.name} was taught on colours: it leaves most of a grey noise; "
+                "model auto has weights for it"
+            )
+        return self
 
     def restore_picture(
         self,

@@ -61,6 +61,8 @@ def denoise_image(
     tally = tally if tally is not None else Tally()
     pace = Pace("tiles", None, on_progress)
     sigma = None if options.sigma is None else options.sigma / 255
+    if picture.is_grey:
+        denoiser = denoiser.for_grey(tally)
 
     restored = denoiser.restore_picture(
         picture.pixels,

@@ -187,7 +187,8 @@ class Shelf:
     def _with(self, spec: DenoiserSpec, way: Way) -> _Loaded:
         engines = [self._engines[stage, way] for stage in spec.stages]
         spare = partial(self._spare, spec) if way.backend != SPARE.backend else None
-        return _Loaded(Denoiser(spec, engines, self._settings.tile_px, self._turns, spare), way)
+        grey = partial(self.denoiser, spec.for_grey) if spec.for_grey else None
+        return _Loaded(Denoiser(spec, engines, self._settings.tile_px, self._turns, spare, grey), way)
 
     def _spare(self, spec: DenoiserSpec, stage: StageSpec) -> Engine:
         """For a job whose device has no memory left. Kept: that may happen again."""
