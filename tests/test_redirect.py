@@ -62,7 +62,7 @@ def test_a_result_is_fetched_from_the_bucket_by_who_has_no_credentials(
 ) -> None:
     with PlayedWorker(settings):
         job = finished(api)
-    assert len(blobs_in(bucket)) == 2, "the upload and the result"
+    assert len(blobs_in(bucket)) == 3, "the upload, the result and the table of its frames"
     sent = api.get(job["result"]["url"])
     assert sent.status_code == 307
     assert sent.content == b""

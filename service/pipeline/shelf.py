@@ -179,10 +179,11 @@ class Shelf:
                 if better and self._settings.build_engines:
                     self._wishes.put(_Wish(spec, tuple(better)))
                 return self._with(spec, way)
-        if len(reasons) == 1 or any(isinstance(reason, UnknownDenoiser) for reason in reasons):
-            raise next((reason for reason in reasons if isinstance(reason, UnknownDenoiser)), reasons[0])
-        told = "; ".join(dict.fromkeys(str(reason) for reason in reasons))
-        raise BackendUnavailable(f"{spec.name} cannot run on this machine: {told}")
+        unknown = [reason for reason in reasons if isinstance(reason, UnknownDenoiser)]
+        told = list(dict.fromkeys(str(reason) for reason in reasons))
+        if unknown or len(told) == 1:
+            raise [*unknown, *reasons][0]
+        raise BackendUnavailable(f"{spec.name} cannot run on this machine: {'; '.join(told)}")
 
     def _with(self, spec: DenoiserSpec, way: Way) -> _Loaded:
         engines = [self._engines[stage, way] for stage in spec.stages]

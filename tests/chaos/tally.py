@@ -180,7 +180,8 @@ def leftovers(cluster: Cluster, queue_url: str) -> Iterator[str]:
         yield f"{len(needed - kept)} blobs are needed and gone: {sorted(needed - kept)[:3]}"
     blobs = cluster.data_dir / "blobs"
     for path in cluster.data_dir.rglob("*"):
-        if path.is_file() and path.parent.parent != blobs and path.name != "lock":
+        kept_for_good = path.parent.parent == blobs or path.parent == cluster.data_dir / "engines"
+        if path.is_file() and not kept_for_good and path.name != "lock":
             yield f"a file is left over: {path.relative_to(cluster.data_dir)}"
     for folder in (cluster.data_dir / "spool").iterdir():
         yield f"a folder is left over: {folder.relative_to(cluster.data_dir)}"
