@@ -13,7 +13,8 @@ from models.catalogue import AUTO, CATALOGUE
 from service.job import Lane
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret, the start of each
-_LEAST_MEMORY_BYTES = 256 * 1024**2
+_LEAST_MEMORY_BYTES = 512 * 1024**2  # with the models of `auto` a worker and its decoders hold 350 MB when idle
+_LEAST_DECODE_BYTES = 256 * 1024**2
 _SECRET_BYTES = range(24, 65)  # Standard Webhooks, "signature scheme"
 
 
@@ -185,7 +186,7 @@ class Settings(BaseSettings):
     max_frame_rate: float = Field(1000.0, gt=0, description="Most frames a second, counted as they are shown.")
     max_streams: int = Field(64, ge=1, le=1024, description="Most tracks of a video, its own counted too.")
     decode_memory_bytes: int = Field(
-        4 * 1024**3, ge=_LEAST_MEMORY_BYTES, description="Memory that decoding one file may take."
+        4 * 1024**3, ge=_LEAST_DECODE_BYTES, description="Memory that decoding one file may take."
     )
     decode_timeout_s: float = Field(
         60.0, gt=0, le=3600, description="How long an image, or a video's next frame, may take to decode."
