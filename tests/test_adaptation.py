@@ -28,12 +28,14 @@ from models.training.recipe import Phase, l2_norm, l2_norm_of_known, middle_of
 from models.training.recipes import RECIPES
 from models.training.recipes.fitvnet import ENLARGED_ALPHA, adapting_error, adapting_error_noisy, joint_error_noisy
 from models.training.unsupervised import FootageSource, Recorruption, adapt
+from models.weights import stage_modules
 from service.__main__ import app
 from service.adaptation import read_footage
 from service.errors import BadInput
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
 from service.worker import Stop, Worker
+from trtbuild.export import export_stage
 
 WHITE = NoiseFit((0.0, 0.0, 0.0), (0.01, 0.01, 0.01), 1.0)  # sigma 0.1
 A_SHA = "0123456789abcdef" * 4
@@ -590,8 +592,14 @@ def replaced(folder: Path) -> OwnDenoiser:
     save_file(state, weights)
     own = replace(before, weights_sha256=sha256_of(weights))
     weights.rename(folder / f"{own.version}.safetensors")
-    for stage in FITVNET.stages:
-        shutil.copy(folder / f"{before.version}-{stage.name}.onnx", folder / f"{own.version}-{stage.name}.onnx")
+    spec = own.spec_in(folder)
+    graphs = {}
+    modules = stage_modules(spec, folder)
+    for stage, shipped in zip(spec.stages, FITVNET.stages, strict=True):
+        path = folder / f"{stage.name}.onnx"
+        path.write_bytes(export_stage(spec, stage, modules[stage.name]))  # one that is not of the weights is refused
+        graphs[shipped.name] = sha256_of(path)
+    own = replace(own, graphs_sha256=graphs)
     library.add(own)
     return own
 

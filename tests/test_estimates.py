@@ -162,7 +162,7 @@ def test_of_a_grey_picture_one_level_is_told(shelf, tmp_path, photo, noisy):
         reference=tmp_path / "clean.png",
     ).metrics
     assert found.input_noise_estimate.sigma == pytest.approx([25], rel=0.1)
-    assert found.psnr_estimate_db == pytest.approx(found.psnr_db, abs=1.5)
+    assert found.psnr_estimate_db == pytest.approx(found.psnr_db, abs=2.5)  # one plane is a third of the evidence
 
 
 def test_side_by_side_the_left_half_is_as_it_was(shelf, file, noisy):

@@ -281,9 +281,13 @@ def check_length(seconds: float, frames: int, settings: Settings) -> None:
 
 
 def _check_rate(stream: VideoStream, settings: Settings) -> None:
-    """What the header says, unless of a single frame, whose rate means nothing."""
-    rate = stream.average_rate
-    if rate and rate > settings.max_frame_rate and stream.frames != 1:
+    """What the header says, unless of a single frame, whose rate means nothing.
+
+    Both rates have to be beyond the bound: where a header says little the demuxer guesses them from the first packets,
+    and one of the two may be anything. What is let through is counted as it comes.
+    """
+    rate = min(stream.average_rate or 0, stream.base_rate or 0)
+    if rate > settings.max_frame_rate and stream.frames != 1:
         raise FrameTooLarge(f"video has {rate} frames a second; at most {settings.max_frame_rate:g} are accepted")
 
 
