@@ -89,7 +89,7 @@ def test_tiles_join_without_a_seam(photo, name, backend):
         assert differences.mean() < 0.5
         assert np.abs(np.diff(one - other, axis=2)).mean((0, 1)).max() < 1 / 255
     else:
-        # Sums in bfloat16 go another way in a tile of another size: `kpn`, whose samples are weighed by them, 1.1 steps.
+        # Sums in bfloat16 go another way in a tile of another size: of `kpn`, which weighs samples by them, 1.1 steps.
         assert differences.max() < (1.5 if whole.precision == "bf16" else 0.5)
     clean = to_planes(np.ascontiguousarray(np.tile(photo, (1, 2, 1))[:500, :760]))
     assert abs(psnr_db(one, clean) - psnr_db(other, clean)) < 0.02
