@@ -1,8 +1,9 @@
 """Does a denoiser run by the best way that is ready, and by a better one as soon as that has been built?"""
 
+import shutil
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -227,6 +228,16 @@ def test_a_check_is_made_once_and_remembered_by_the_store(tmp_path):
     assert (first.was_stored, again.was_stored) == (False, True)
     assert first.facts == again.facts
     assert first.facts["psnr_db"] > 60
+
+
+def test_weights_without_a_graph_can_be_run_by_torch_as_after_a_training_run(tmp_path):
+    spec = replace(CATALOGUE["dncnn"], home=tmp_path)
+    shutil.copy(CATALOGUE["dncnn"].home / "dncnn.safetensors", tmp_path)
+    made = Workshop(threads=1).open(spec, spec.stages[0], Way("torch", "fp32"))
+    assert made.engine.backend == "torch"
+    assert made.facts["reference"] == "torch fp32"
+    with pytest.raises(BackendUnavailable, match=r"no graph dncnn\.onnx"):
+        Workshop(threads=1).open(spec, spec.stages[0], Way("openvino"))
 
 
 def test_what_has_to_be_built_is_not_opened_before(tmp_path):

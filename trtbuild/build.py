@@ -138,6 +138,8 @@ class Workshop:
         key = _key("check", spec, stage, engine.backend, engine.precision)
         if self.store and (found := _read(self.store, key)):
             return Made(engine=engine, was_stored=True, facts=found[1])
+        if not all((spec.home / f"{one.name}.onnx").is_file() for one in spec.stages):
+            guard = Guard("torch", threads=self.threads)  # weights alone, as a training run leaves them
         facts = _facts(guard.insist(engine, spec, stage, height=side_px, width=side_px))
         if self.store:
             self.store.write(key, b"", facts)
