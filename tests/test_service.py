@@ -273,7 +273,7 @@ def queue_pids(served):
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     found = []
     for pid in children:
-        with suppress(FileNotFoundError):  # it ended in this moment
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended in this moment, before or after the opening
             if Path(f"/proc/{pid}/comm").read_text().startswith(("valkey", "redis")):
                 found.append(int(pid))
     return found
