@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import shlex
 import socket
@@ -101,10 +100,12 @@ def api(
     """Run the API alone, HTTP and gRPC, over a Redis."""
     from service.api.server import make_server
     from service.serve import LISTEN_FD
+    from service.telemetry import tracing
 
     url = _needs_redis(redis_url)
     settings = _settings(host=host, port=port, grpc_port=grpc_port, data_dir=data_dir, redis_url=url)
     _log_to_stderr(settings)
+    tracing.start("quietframe-api")
     inherited = os.environ.get(LISTEN_FD)
     sockets = [socket.socket(fileno=int(inherited))] if inherited else None
     make_server(settings).run(sockets=sockets)
@@ -127,12 +128,14 @@ def worker_process(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None
     """Be one of the workers that `serve` and `worker` keep running."""
     from service.processes import CANNOT_RUN_HERE
     from service.supervise import on_first_signal
+    from service.telemetry import tracing
     from service.worker import Stop, Worker
     from trtbuild.engine import BackendUnavailable
 
     url = _needs_redis(redis_url)
     settings = _settings(data_dir=data_dir, redis_url=url)
     _log_to_stderr(settings)
+    tracing.start("quietframe-worker")
     stop = Stop()
     on_first_signal(lambda: stop.ask(settings.drain_s))
     try:
@@ -649,11 +652,9 @@ def _ask_broker(ask: Any, data_dir: Path | None, redis_url: str | None) -> Any:
 
 
 def _log_to_stderr(settings: Settings) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    from service.telemetry import logs
+
+    logs.set_up(settings.log_level, settings.log_format)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -82,6 +82,7 @@ class Job(_Frozen):
     name: str  # a safe stem for the result's file name
     created_at: float  # seconds since 1970
     webhook: str | None = None  # who is told of the end; for senders only, its path may hold a secret of the receiver's
+    trace: str | None = None  # W3C traceparent of the span that put it: what a worker does for it goes under that
 
     @property
     def pixels(self) -> int:

@@ -105,6 +105,13 @@ class Settings(BaseSettings):
     workers: int = Field(
         1, ge=0, le=64, description="Worker processes of this machine; 0 means one for each NVIDIA GPU, or one."
     )
+    worker_metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535 - 64,
+        description="Port of a worker's own figures and probes, on HOST; a second worker of the same machine has the "
+        "next one, and so on. Unset: none.",
+    )
     worker_memory_bytes: Annotated[int, AfterValidator(_none_or_enough)] = Field(
         0,
         ge=0,
@@ -233,6 +240,9 @@ class Settings(BaseSettings):
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How: lines to read, or JSON objects with the job and the trace that each is about."
+    )
 
     @property
     def own_models_dir(self) -> Path:

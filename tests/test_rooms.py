@@ -25,6 +25,7 @@ FLOORS = [
     {"webhooks", "sandbox"},
     {"broker", "media", "blobs"},
     {"metrics", "settings", "frames", "processes", "confinement", "client"},
+    {"telemetry"},
     {"job"},
     {"errors"},
 ]

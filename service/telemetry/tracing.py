@@ -1,0 +1,159 @@
+"""Which trace does what is done now belong to, and who is told of it?
+
+Every request and every job belongs to a trace (W3C Trace Context, "traceparent"): log lines bear its name, and a job
+carries it through the queue to whatever process takes it. Spans are told to a collector where OpenTelemetry is
+installed (`quietframe[otel]`) and its `OTEL_*` variables name one; otherwise none of its SDK is loaded.
+"""
+
+import logging
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["internal", "server", "producer", "consumer"]
+Value = str | bool | int | float
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_SAMPLED = 0x01
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A place in a trace: the span that whatever comes next belongs under."""
+
+    trace_id: str  # 32 hexadecimal digits
+    span_id: str  # 16 of them
+    sampled: bool = False  # whether spans are told of it
+
+    def __str__(self) -> str:
+        return f"00-{self.trace_id}-{self.span_id}-{_SAMPLED if self.sampled else 0:02x}"
+
+    @classmethod
+    def new(cls) -> "Trace":
+        return cls(secrets.token_hex(16), secrets.token_hex(8))
+
+    @classmethod
+    def parse(cls, header: str | None) -> "Trace | None":
+        """What a `traceparent` says; None where it says nothing that can be relied on."""
+        found = _TRACEPARENT.fullmatch(header.strip()) if header else None
+        if found is None:
+            return None
+        version, trace_id, span_id, flags, more = found.groups()
+        # Later versions may say more behind what this one says; no version may be ff, and no name all zeros.
+        if version == "ff" or (version == "00" and more) or not int(trace_id, 16) or not int(span_id, 16):
+            return None
+        return cls(trace_id, span_id, bool(int(flags, 16) & _SAMPLED))
+
+
+class Told(Protocol):
+    """A span as the collector's side has it."""
+
+    @property
+    def trace(self) -> Trace: ...
+    def set(self, attributes: Mapping[str, Value]) -> None: ...
+    def fail(self, why: str) -> None: ...
+    def end(self) -> None: ...
+
+
+class Teller(Protocol):
+    """Where spans go."""
+
+    def begin(
+        self, name: str, kind: Kind, under: Trace | None, attributes: Mapping[str, Value], began_s_ago: float
+    ) -> Told: ...
+
+
+class Span:
+    """What is being done now."""
+
+    def __init__(self, trace: Trace, told: Told | None) -> None:
+        self.trace = trace
+        self._told = told
+
+    def tell(self, **attributes: Value) -> None:
+        """Add what has become known; `lane` is told as `quietframe.lane`."""
+        if self._told:
+            self._told.set(_ours(attributes))
+
+    def fail(self, why: str) -> None:
+        """It did not go well."""
+        if self._told:
+            self._told.fail(why)
+
+
+_here: ContextVar[Trace | None] = ContextVar("trace", default=None)
+_teller: Teller | None = None
+
+
+def here() -> Trace | None:
+    """Where in which trace the code that asks is; None outside of all requests and jobs."""
+    return _here.get()
+
+
+@contextmanager
+def span(name: str, kind: Kind = "internal", *, under: str | None = None, **attributes: Value) -> Iterator[Span]:
+    """Do something as a span of the trace at hand.
+
+    Args:
+        name: few of them; what there is no end of (a job's id) goes into attributes.
+        kind: as OpenTelemetry has it.
+        under: a `traceparent` from elsewhere; one that cannot be relied on counts as none. Without it, what is at hand,
+            or else a new trace.
+        attributes: what is known at the beginning.
+    """
+    above = Trace.parse(under) or _here.get()
+    told = _teller.begin(name, kind, above, _ours(attributes), 0.0) if _teller else None
+    trace = told.trace if told else above or Trace.new()
+    token = _here.set(trace)
+    try:
+        yield Span(trace, told)
+    finally:
+        with suppress(ValueError):  # a stream that its caller left is closed from elsewhere, where nothing was set
+            _here.reset(token)
+        if told:
+            told.end()
+
+
+def told(name: str, seconds: float, *, under: str | None = None, **attributes: Value) -> None:
+    """Tell of something that has just ended and took so long."""
+    if _teller and (above := Trace.parse(under) or _here.get()) and above.sampled:
+        _teller.begin(name, "internal", above, _ours(attributes), seconds).end()
+
+
+def start(process: str) -> None:
+    """Tell spans from now on, where `OTEL_*` variables ask for it; to be called once a process.
+
+    Args:
+        process: what `service.name` is, unless the variables say.
+    """
+    global _teller
+    if not is_wanted(os.environ):
+        return
+    try:
+        from service.telemetry.otel import open_teller
+    except ModuleNotFoundError as err:
+        log.warning("no traces are told: %s is not installed; it comes with: pip install 'quietframe[otel]'", err.name)
+        return
+    _teller = open_teller(process)
+
+
+def is_wanted(environment: Mapping[str, str]) -> bool:
+    """Whether the variables name a collector or an exporter. None of them set means no: nobody listens by chance."""
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip()
+    if exporter:
+        return exporter != "none"
+    return any(environment.get(name, "").strip() for name in _ENDPOINTS)
+
+
+def _ours(attributes: Mapping[str, Value]) -> dict[str, Value]:
+    return {f"quietframe.{name}": value for name, value in attributes.items()}
