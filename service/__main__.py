@@ -139,7 +139,9 @@ def worker_process(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None
     stop = Stop()
     on_first_signal(lambda: stop.ask(settings.drain_s))
     try:
-        went_well = Worker(settings, url).run(stop)
+        worker = Worker(settings, url)
+        with worker.endpoint(stop):
+            went_well = worker.run(stop)
     except (BackendUnavailable, NeedsExtra) as problem:
         err.print(f"quietframe: {problem}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(CANNOT_RUN_HERE) from None

@@ -24,6 +24,7 @@ from service.supervise import (
     CannotStart,
     Pool,
     Program,
+    check_ports_of,
     environment_of,
     stop_on_signals,
     stopped_within,
@@ -75,7 +76,9 @@ def serve(settings: Settings, *, on_ready: Callable[[str, str], None], stop: Eve
             inherited=(descriptor,),
         )
         # In this order they are stopped: first no new request comes in, then the workers finish or hand back.
-        pool = Pool([api, *worker_programs(settings, url)])
+        workers = worker_programs(settings, url)
+        check_ports_of(workers, settings)
+        pool = Pool([api, *workers])
         cleanup.callback(pool.stop, settings.drain_s + KILL_AFTER_S)  # whatever happens, before the queue is stopped
         cleanup.callback(listener.close)  # a client that comes now is refused at once, and does not wait for nobody
         pool.start()

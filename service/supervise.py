@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,7 @@ class Program:
     environment: dict[str, str] = field(repr=False)  # it holds the queue's password
     inherited: tuple[int, ...] = ()  # file descriptors
     memory_bytes: int = 0  # that it and its own children may hold; 0 sets no bound
+    port: int | None = None  # where its figures are to be had
 
 
 class Pool:
@@ -102,10 +104,12 @@ def run_workers(settings: Settings, redis_url: str, *, stop: Event) -> None:
     """Keep the workers of this machine running until `stop` is set (SIGINT and SIGTERM set it too).
 
     Raises:
-        CannotStart: a worker can never run here.
+        CannotStart: a worker can never run here, or a port for its figures is taken.
     """
     stop_on_signals(stop)
-    pool = Pool(worker_programs(settings, redis_url))
+    programs = worker_programs(settings, redis_url)
+    check_ports_of(programs, settings)
+    pool = Pool(programs)
     try:
         pool.start()
         while not stopped_within(LOOK_EVERY_S, stop):
@@ -151,6 +155,7 @@ def worker_programs(settings: Settings, redis_url: str) -> list[Program]:
     """One for each worker process that the settings ask for, with its share of the machine."""
     gpus = nvidia_gpus() if settings.workers != 1 else []
     count = settings.workers or max(1, len(gpus))
+    first_port = settings.worker_metrics_port
     environment = environment_of(settings, redis_url)
     if count > 1 and not settings.threads:
         # Each engine would take all cores; they would only wait for one another.
@@ -159,11 +164,33 @@ def worker_programs(settings: Settings, redis_url: str) -> list[Program]:
         Program(
             name=f"worker {number}",
             command=[*SERVICE, "worker-process"],
-            environment=environment | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}),
+            environment=environment
+            | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
+            | ({} if first_port is None else {"QUIETFRAME_WORKER_METRICS_PORT": str(first_port + number)}),
             memory_bytes=settings.worker_memory_bytes,
+            port=None if first_port is None else first_port + number,
         )
         for number in range(count)
     ]
+
+
+def check_ports_of(programs: Sequence[Program], settings: Settings) -> None:
+    """Said by the children, a port that is taken would be lost among their log lines.
+
+    Raises:
+        CannotStart: one is.
+    """
+    for program in programs:
+        if program.port is None:
+            continue
+        where = f"{settings.host}:{program.port}"
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(settings.host, program.port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as err:
+            raise CannotStart(f"{program.name} cannot tell its figures on {where}: {err.strerror or err}") from err
 
 
 def environment_of(settings: Settings, redis_url: str) -> dict[str, str]:

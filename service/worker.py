@@ -26,7 +26,7 @@ from service.broker.card import ModelReady, WorkerCard
 from service.broker.janitor import Janitor
 from service.broker.lease import Lease, LeaseClient
 from service.errors import BadInput, Indivisible, JobCancelled, LeaseLost, NotReady, ResultGone, problem_of
-from service.job import FrameTableBlob, Job, Lane, Outcome, Part, PartOutcome, Preview, Progress, Result
+from service.job import FrameTableBlob, Job, Lane, Metrics, Outcome, Part, PartOutcome, Preview, Progress, Result
 from service.media.still import CONTENT_TYPE as STILL_TYPE
 from service.pipeline.denoiser import Denoiser, Tally
 from service.pipeline.images import DenoisedImage, denoise_image
@@ -43,6 +43,9 @@ from service.pipeline.videos import (
 )
 from service.sandbox.decoder import warm_up
 from service.settings import Settings
+from service.telemetry import logs, tracing
+from service.telemetry.endpoint import Answers, Endpoint
+from service.telemetry.figures import Held, Work, WorkerFigures
 from service.webhooks.delivery import Courier
 from trtbuild.engine import EngineFailed
 
@@ -61,6 +64,7 @@ RECONNECT_S = 1.0
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PAUSE_S = 2.0  # while what the job needs is away
 MOST_PAUSES = 100  # then its attempts count: what never comes back must end too
+STUCK_S = 120.0  # a slot that has no job looks for one more often than that, whatever the broker does
 _OWN_SPOOL = f"video-{socket.gethostname()}."  # then the process, so that a killed worker's files are known as such
 URGENCY = {Lane.IMAGE_INTERACTIVE: Urgency.INTERACTIVE, Lane.IMAGE_BATCH: Urgency.BATCH}
 
@@ -105,8 +109,45 @@ class Worker:
         self._spool = settings.data_dir / "spool"
         self._spool.mkdir(parents=True, exist_ok=True)
         _clear_after_the_dead(self._spool)
-        self._shelf = Shelf(settings, makes_store=True)
+        self._figures = WorkerFigures()
+        self._shelf = Shelf(settings, makes_store=True, figures=self._figures)
+        self._looked: dict[int, float] = {}  # slots without a job: when each last looked for one
         self._failed = False
+
+    @contextmanager
+    def endpoint(self, stop: Stop) -> Iterator[None]:
+        """Answer scrapers and probes meanwhile, where a port is set; the work goes on without it where it is taken."""
+        port = self._settings.worker_metrics_port
+        if port is None:
+            yield
+            return
+        answers = Answers(
+            figures=self._figures.exposition,
+            alive=partial(self._what_is_wrong, stop),
+            ready=partial(self._what_is_awaited, stop),
+        )
+        try:
+            opened = Endpoint(self._settings.host, port, answers)
+        except OSError as err:
+            log.error("this worker's figures are not to be had: port %d: %s", port, err.strerror or err)
+            yield
+            return
+        with opened:
+            yield
+
+    def _what_is_wrong(self, stop: Stop) -> str | None:
+        """For the probe that has a worker killed: never about the broker."""
+        if self._failed:
+            return "something broke, and the worker is about to end"
+        if stop.asked.is_set():
+            return None
+        longest = max((time.monotonic() - looked for looked in list(self._looked.values())), default=0.0)
+        return f"a slot without a job has not looked for one for {longest:.0f} s" if longest > STUCK_S else None
+
+    def _what_is_awaited(self, stop: Stop) -> str | None:
+        if stop.asked.is_set():
+            return "stopping"
+        return None if self._looked or self._figures.is_busy else "models are being loaded"
 
     def run(self, stop: Stop) -> bool:
         """Work until asked to stop and the work in hand is done or handed back; False if something broke instead.
@@ -126,6 +167,7 @@ class Worker:
             slots={lane: sum(lane in lanes for lanes in slots) for lane in Lane},
             ready=True,
         )
+        self._figures.begin({number: list(lanes) for number, lanes in enumerate(slots)})
         log.info("worker %s is ready: %s", self._id, ", ".join(f"{n} on {d.backend}" for n, d in ready.items()))
         janitor = Janitor(self._url, self._settings, self._blobs)
         threads = [Thread(target=janitor.run_forever, args=(stop.asked,), name="janitor")]
@@ -150,6 +192,7 @@ class Worker:
             shown: WorkerCard | None = None
             with LeaseClient(self._url, self._settings, f"{self._id}-{number}") as client:
                 while not stop.asked.is_set():
+                    self._looked[number] = time.monotonic()
                     try:
                         # From then on the heartbeat shows it, until a model is loaded that was not there at the start.
                         if card and (now := self._with_models(card)) != shown:
@@ -161,7 +204,9 @@ class Worker:
                         stop.asked.wait(RECONNECT_S)
                         continue
                     if lease:
-                        self._settle(client, lease, stop)
+                        del self._looked[number]
+                        with self._accounted(number, lease) as held:
+                            held.outcome = self._settle(client, lease, stop)
                         lanes = _turned(lanes, lease.lane)
         except Exception:
             # A worker that lives on with a slot less looks healthy and is not: end it all, and be started again.
@@ -174,22 +219,47 @@ class Worker:
         models = {name: ModelReady(backend=one.backend, precision=one.precision) for name, one in loaded.items()}
         return card.model_copy(update={"models": models})
 
-    def _settle(self, client: LeaseClient, lease: Lease, stop: Stop) -> None:
-        """Every lease ends in exactly one way."""
+    @contextmanager
+    def _accounted(self, slot: int, lease: Lease) -> Iterator[Held]:
+        """Around the work on a lease: what is told meanwhile, in figures, spans and lines, is told of its job."""
+        job = lease.job
+        about: dict[str, str | int] = {"job": job.id, "attempt": lease.attempt, "fence": lease.fence}
+        if lease.part:
+            about["part"] = lease.part.index
+        tracing.told("wait in queue", lease.waited_s, under=job.trace, **about)
+        with (
+            tracing.span("process", "consumer", under=job.trace, **about) as span,
+            logs.about(**about),
+            self._figures.lease(slot, lease.lane, lease.waited_s) as held,
+        ):
+            span.tell(lane=lease.lane, model=job.model)
+            yield held
+            span.tell(outcome=held.outcome)
+            if held.outcome == "failed":
+                span.fail("the attempt failed; the worker's log says why")
+            log.debug("job %s: attempt %d: %s", lease.id, lease.attempt, held.outcome)
+
+    def _settle(self, client: LeaseClient, lease: Lease, stop: Stop) -> str:
+        """Every lease ends in exactly one way, and that is told."""
+        outcome = "failed"
         try:
             try:
                 end = self._work(client, lease, stop)
             except JobCancelled:
                 client.cancelled(lease)
+                outcome = "cancelled"
             except _HandBack:
                 log.info("job %s: handed back, this worker stops", lease.id)
                 client.release(lease)
+                outcome = "handed_back"
             except Indivisible as err:  # only parts and joins raise it
                 log.warning("job %s: to be done as one: %s", lease.job.id, err)
                 client.undivide(lease)
+                outcome = "undivided"
             except BadInput as err:
                 # Trying again would fail again: straight to the dead letters.
                 client.bury(lease, problem_of(err))
+                outcome = "refused"
             except LeaseLost:
                 raise
             except EngineFailed as err:
@@ -203,16 +273,22 @@ class Worker:
                     log.warning("job %s: handed back: %s", lease.id, err)
                     stop.asked.wait(PAUSE_S)  # with the lease in hand, or others would try in vain at once
                     client.release(lease)
+                    outcome = "handed_back"
                 else:
                     log.exception("job %s: attempt %d failed", lease.id, lease.attempt)
                     client.retry(lease, err)
             else:
-                end()
+                with tracing.span("hand in"):
+                    end()
+                outcome = "divided" if end is _nothing_more else "succeeded"
         except LeaseLost:
             log.warning("job %s: attempt %d was given to another worker", lease.id, lease.attempt)
+            outcome = "lost"
         except NotReady as err:
             # The lease runs out and the job is done again: at least once is what is promised.
             log.warning("job %s: its end could not be told, the broker is away: %s", lease.id, err)
+            outcome = "lost"
+        return outcome
 
     def _work(self, client: LeaseClient, lease: Lease, stop: Stop) -> Callable[[], None]:
         """Do what the lease is for; what is returned hands it in."""
@@ -253,6 +329,7 @@ class Worker:
                 on_progress=on_progress,
                 tally=tally,
             )
+        self._count(lease, _ran(denoiser, tally), 1, made.metrics)
         return _outcome(lease, made, self._blobs.put(io.BytesIO(made.data)), _ran(denoiser, tally))
 
     def _video(
@@ -277,6 +354,7 @@ class Worker:
                 on_still=on_still,
                 tally=tally,
             )
+        self._count(lease, _ran(denoiser, tally), made.frames, made.metrics)
         return self._with_frames(
             _outcome(lease, made, self._blobs.put_file(target), _ran(denoiser, tally)), made.per_frame
         )
@@ -295,6 +373,7 @@ class Worker:
         self, denoiser: Denoiser, lease: Lease, part: Part, source: Path, target: Path, on_progress: OnProgress
     ) -> PartOutcome:
         made = denoise_part(denoiser, source, target, part, lease.job.options, self._settings, on_progress=on_progress)
+        self._count(lease, _ran(denoiser, made.tally), made.frames, Metrics(seconds=made.seconds))
         return PartOutcome(
             blob=self._blobs.put_file(target).name,
             frames=made.frames,
@@ -329,6 +408,18 @@ class Worker:
         notes = list(dict.fromkeys(note for part in parts for note in part.notes))
         ran: Ran = {"backend": backend, "precision": precision, "notes": notes}
         return self._with_frames(_outcome(lease, made, self._blobs.put_file(target), ran), made.per_frame)
+
+    def _count(self, lease: Lease, ran: Ran, frames: int, measured: Metrics) -> None:
+        """Something is restored, whatever comes of the lease."""
+        job, spent = lease.job, measured.seconds
+        self._figures.restored(
+            Work(lane=lease.lane, model=job.model, backend=ran["backend"], precision=ran["precision"]),
+            frames=frames,
+            pixels=job.input.width * job.input.height * frames,
+            seconds={"decode": spent.decode, "infer": spent.infer, "encode": spent.encode},
+        )
+        if measured.psnr_db is not None:
+            self._figures.measured(job.model, measured.psnr_db)
 
     def _with_frames(self, outcome: Outcome, table: bytes) -> Outcome:
         blob = self._blobs.put(io.BytesIO(table))

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,21 @@ from service.pipeline.cascade import restore_stream
 from service.pipeline.relief import Relief
 from service.pipeline.tiles import Tile, plan_tiles, read_padded
 from service.pipeline.turns import Turns, Urgency
+from service.telemetry import tracing
 from trtbuild.engine import Array, Engine, OutOfDeviceMemory, PixelEngine
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]  # [H, W, 3] RGB
 OnTile = Callable[[int], None]  # told how many tiles there are in all
 OpenSpare = Callable[[StageSpec], Engine]  # an engine that needs no device's memory
+
+MOST_SPANS = 32  # of runs of an engine, told for one job: a video has one for each frame
+
+
+class Watch(Protocol):
+    """Is told how engines are used."""
+
+    def ran(self, model: str, backend: str, precision: str, tiles: int, seconds: float) -> None: ...
+    def ran_out_of_memory(self, backend: str, step: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -27,6 +37,7 @@ class Tally:
     """What is learnt on the way, added up over tiles and frames."""
 
     infer_s: float = 0.0
+    runs: int = 0  # of engines
     removed_power: float = 0.0  # sum of squares of noisy minus restored, [0, 1] scale
     values: int = 0
     relief: Relief = field(default_factory=Relief)
@@ -62,6 +73,7 @@ class Denoiser:
     turns: Turns = field(default_factory=Turns)
     open_spare: OpenSpare | None = None  # where an engine's device may run out of memory
     open_for_grey: "Callable[[], Denoiser] | None" = None  # what restores grey pictures in its stead
+    watch: Watch | None = None
 
     @property
     def backend(self) -> str:
@@ -203,14 +215,19 @@ class Denoiser:
                 parts = [planes[start : start + at_once] for start in range(0, len(planes), at_once)]
                 return np.concatenate([self._run_at_once(engine, part, sigma, urgency, tally) for part in parts])
             except OutOfDeviceMemory as err:
-                relief.give_way(
-                    err,
-                    engine,
-                    planes.shape,
-                    halo_px=stage.halo_px,
-                    multiple=self.spec.multiple,
-                    spare=self.open_spare is not None,
-                )
+                step = "none"
+                try:
+                    step = relief.give_way(
+                        err,
+                        engine,
+                        planes.shape,
+                        halo_px=stage.halo_px,
+                        multiple=self.spec.multiple,
+                        spare=self.open_spare is not None,
+                    )
+                finally:
+                    if self.watch:
+                        self.watch.ran_out_of_memory(engine.backend, step)
 
     def _run_pixels(self, pixels: Pixels, sigma: float | None, urgency: Urgency, tally: Tally) -> Pixels | None:
         """Pictures as files have them, where the engine takes them so and has memory enough; else None."""
@@ -223,8 +240,8 @@ class Denoiser:
                 restored = engine.denoise_pixels(pixels, np.full(len(pixels), sigma or 0.0, np.float32))
             except OutOfDeviceMemory:
                 return None  # the other way has steps to go down
-            tally.infer_s += time.monotonic() - started
-        tally.ran[engine.backend, engine.precision] = None
+            seconds = time.monotonic() - started
+        self._note(engine, len(pixels), seconds, tally)
         return restored
 
     def _run_smaller(
@@ -244,9 +261,19 @@ class Denoiser:
         with self.turns.turn(urgency, engine.contexts):
             started = time.monotonic()
             restored = engine.denoise(planes, np.full(len(planes), sigma or 0.0, np.float32))
-            tally.infer_s += time.monotonic() - started
-        tally.ran[engine.backend, engine.precision] = None
+            seconds = time.monotonic() - started
+        self._note(engine, len(planes), seconds, tally)
         return restored
+
+    def _note(self, engine: Engine, tiles: int, seconds: float, tally: Tally) -> None:
+        """An engine has just run on a batch."""
+        tally.infer_s += seconds
+        tally.runs += 1
+        tally.ran[engine.backend, engine.precision] = None
+        if self.watch:
+            self.watch.ran(self.spec.name, engine.backend, engine.precision, tiles, seconds)
+        if tally.runs <= MOST_SPANS:
+            tracing.told("run batch", seconds, tiles=tiles, backend=engine.backend, precision=engine.precision)
 
 
 def _groups(tiles: Sequence[Tile], size: int) -> Iterator[Sequence[Tile]]:

@@ -19,6 +19,7 @@ from service.pipeline.progress import OnProgress, Pace, ignore_progress
 from service.pipeline.turns import Urgency
 from service.sandbox.images import read_image
 from service.settings import Settings
+from service.telemetry import tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ def denoise_image(
     if clean is not None and clean.shape != picture.pixels.shape:
         raise BadInput(f"reference is {_size(clean)}, the input {_size(picture.pixels)}; they must be equal")
     decoded = time.monotonic()
+    tracing.told("decode", decoded - started)
 
     tally = tally if tally is not None else Tally()
     pace = Pace("tiles", None, on_progress)
@@ -82,9 +84,11 @@ def denoise_image(
         evidence = probe_picture(denoiser, picture.pixels, noise, sigma=sigma, is_grey=picture.is_grey, urgency=urgency)
         estimated = psnr_told(evidence, options.strength)
     worked = time.monotonic()
+    tracing.told("restore", worked - decoded, model=denoiser.spec.name)
     shown = _halves(picture, restored) if options.side_by_side else restored
     made = write_image(shown, picture, format=options.format, quality=options.quality)
     encoded = time.monotonic()
+    tracing.told("encode", encoded - worked)
     return DenoisedImage(
         data=made.data,
         content_type=made.content_type,

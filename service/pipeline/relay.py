@@ -6,6 +6,7 @@ Queues are bounded, so a slow stage holds the ones before it back and memory sta
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from threading import Condition, Thread
 from typing import Generic, TypeVar
 
@@ -78,7 +79,8 @@ def read_ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
         if failure:
             raise failure[0]
 
-    thread = Thread(target=read, name="read-ahead", daemon=True)
+    # In the context of who reads: what is logged there is about the same job.
+    thread = Thread(target=copy_context().run, args=(read,), name="read-ahead", daemon=True)
     thread.start()
     try:
         yield take()
@@ -111,7 +113,7 @@ def write_behind(consume: Callable[[T], None], depth: int) -> Iterator[Callable[
         except _Stopped:
             raise failure[0] from None
 
-    thread = Thread(target=work, name="write-behind", daemon=True)
+    thread = Thread(target=copy_context().run, args=(work,), name="write-behind", daemon=True)
     thread.start()
     try:
         yield put

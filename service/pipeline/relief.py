@@ -30,7 +30,7 @@ class Relief:
         halo_px: int,
         multiple: int,
         spare: bool,
-    ) -> None:
+    ) -> str:
         """Take the next step down.
 
         Args:
@@ -40,6 +40,9 @@ class Relief:
             halo_px: context that a tile of it needs on every side.
             multiple: sides of tiles are multiples of it.
             spare: whether there is another engine to go to, away from the device.
+
+        Returns:
+            What gave way: `batch`, `tile` or `cpu`.
         """
         at_once = min(shape[0], self.batch or shape[0])
         side = min(max(shape[2:]), self.side_px or max(shape[2:]))
@@ -47,14 +50,16 @@ class Relief:
         if at_once > 1:
             self.batch = at_once // 2
             self._note(engine, f"{self.batch} tiles at a time instead of {at_once}")
-        elif half >= max(SMALLEST_SIDE_PX, 4 * up_to(halo_px, multiple)):  # a quarter of what is computed is kept
+            return "batch"
+        if half >= max(SMALLEST_SIDE_PX, 4 * up_to(halo_px, multiple)):  # a quarter of what is computed is kept
             self.side_px = half
             self._note(engine, f"tiles of {half} pixels instead of {side}")
-        elif spare and not self.spared:
+            return "tile"
+        if spare and not self.spared:
             self.batch, self.side_px, self.spared = None, None, True
             self._note(engine, "the CPU goes on")
-        else:
-            raise err
+            return "cpu"
+        raise err
 
     def _note(self, engine: Engine, step: str) -> None:
         self.notes.append(f"{engine.backend} ran out of memory: {step}")

@@ -7,6 +7,7 @@ with it.
 
 import logging
 import queue
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from models.own import Library
 from service.pipeline.denoiser import Denoiser
 from service.pipeline.turns import Turns
 from service.settings import Settings
+from service.telemetry.figures import WorkerFigures
 from trtbuild.build import NotBuilt, Workshop
 from trtbuild.engine import BackendUnavailable, Engine, EngineFailed, OutOfDeviceMemory, PrecisionLost
 from trtbuild.gpus import nvidia_gpus
@@ -58,14 +60,16 @@ class _Wish:
 class Shelf:
     """Opens denoisers on first use and keeps them. Any thread may ask."""
 
-    def __init__(self, settings: Settings, *, makes_store: bool = False) -> None:
+    def __init__(self, settings: Settings, *, makes_store: bool = False, figures: WorkerFigures | None = None) -> None:
         """Nothing is loaded yet.
 
         Args:
             settings: what to run denoisers on, and how many to keep.
             makes_store: whether the folder of built engines is made if it is not there.
+            figures: told what is loaded, and what came of each engine.
         """
         self._settings = settings
+        self._figures = figures or WorkerFigures()
         self.library = Library(settings.own_models_dir)
         self.workshop = workshop_of(settings, makes_store=makes_store)
         self._ways = ways(
@@ -93,8 +97,9 @@ class Shelf:
             spec = DESCRIBED.get(name) or self._own(name)
             if name not in self._loaded or self._loaded[name].denoiser.spec != spec:
                 self._loaded[name] = self._load(spec)
+                self._loaded.move_to_end(name)
+                self._let_go()
             self._loaded.move_to_end(name)
-            self._let_go()
             return self._loaded[name].denoiser
 
     def warm_up(self, names: Iterable[str]) -> dict[str, Denoiser]:
@@ -127,6 +132,7 @@ class Shelf:
                 raise _Stopped
 
         for way in wish.better:
+            began = time.monotonic()
             try:
                 made = {
                     (stage, way): self.workshop.build(wish.spec, stage, way, on_progress=heed)
@@ -136,7 +142,12 @@ class Shelf:
                 return
             except (*_FAILS, OSError) as err:
                 log.warning("%s stays as it is: %s: %s", wish.spec.name, way, err)
+                self._count_failure(way, err)
                 continue
+            built = sum(not one.was_stored for one in made.values())
+            if built:
+                self._figures.built(time.monotonic() - began)
+            self._figures.engine(way.backend, _precision(way), "built" if built else "opened", count=len(made))
             with self._lock:
                 current = self._loaded.get(wish.spec.name)
                 if current is None or current.denoiser.spec != wish.spec:
@@ -174,6 +185,7 @@ class Shelf:
                     way,
                     err,
                 )
+                self._count_failure(way, err)
                 reasons.append(err)
             else:
                 if better and self._settings.build_engines:
@@ -185,11 +197,18 @@ class Shelf:
             raise [*unknown, *reasons][0]
         raise BackendUnavailable(f"{spec.name} cannot run on this machine: {'; '.join(told)}")
 
+    def _count_failure(self, way: Way, err: Exception) -> None:
+        """What is not installed, or not built yet, has not failed."""
+        if isinstance(err, PrecisionLost):
+            self._figures.engine(way.backend, _precision(way), "refused")
+        elif isinstance(err, EngineFailed | OutOfDeviceMemory):
+            self._figures.engine(way.backend, _precision(way), "failed")
+
     def _with(self, spec: DenoiserSpec, way: Way) -> _Loaded:
         engines = [self._engines[stage, way] for stage in spec.stages]
         spare = partial(self._spare, spec) if way.backend != SPARE.backend else None
         grey = partial(self.denoiser, spec.for_grey) if spec.for_grey else None
-        return _Loaded(Denoiser(spec, engines, self._settings.tile_px, self._turns, spare, grey), way)
+        return _Loaded(Denoiser(spec, engines, self._settings.tile_px, self._turns, spare, grey, self._figures), way)
 
     def _spare(self, spec: DenoiserSpec, stage: StageSpec) -> Engine:
         """For a job whose device has no memory left. Kept: that may happen again."""
@@ -200,7 +219,9 @@ class Shelf:
 
     def _engine(self, spec: DenoiserSpec, stage: StageSpec, way: Way) -> Engine:
         if (stage, way) not in self._engines:
-            return self.workshop.open(spec, stage, way).engine
+            engine = self.workshop.open(spec, stage, way).engine
+            self._figures.engine(engine.backend, engine.precision, "opened")
+            return engine
         return self._engines[stage, way]
 
     def _let_go(self) -> None:
@@ -209,6 +230,14 @@ class Shelf:
             self._loaded.popitem(last=False)
         used = {(stage, one.way) for one in self._loaded.values() for stage in one.denoiser.spec.stages}
         self._engines = {place: engine for place, engine in self._engines.items() if place in used}
+        self._figures.loaded(
+            {name: (one.denoiser.backend, one.denoiser.precision) for name, one in self._loaded.items()}
+        )
+
+
+def _precision(way: Way) -> str:
+    """As it is asked for: what did not open has no other."""
+    return way.precision or "auto"
 
 
 def workshop_of(settings: Settings, *, makes_store: bool) -> Workshop:
