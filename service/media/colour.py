@@ -1,4 +1,4 @@
-"""How do a decoder's planes become RGB, and RGB an encoder's planes, so that nothing is lost between the two?"""
+"""Which colours do a video's numbers stand for, and how are they told to an encoder?"""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,23 +8,18 @@ from av.codec.codec import Codec, find_best_pix_fmt_of_list
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
-from numpy.typing import NDArray
 
-Pixels = NDArray[Any]  # [H, W, 3], RGB, of uint8 or of uint16 over its whole range
+from service.media.planes import FULL, MATRICES, Pixels, frame_of, layout_of, lies_so, rgb_of
 
-# Chroma is brought to full size and back by the same filter. These flags were tried on every YUV layout of 8 to 16
-# bits, both ranges and all matrices (PyAV 18.1, 2025): smooth pictures come back with the same integers from 8 bits
-# of limited range, within 0.4 % elsewhere. Bilinear, the default, goes badly wrong from 10 bits 4:2:0 to 16 bit RGB.
+# For what our own arithmetic does not know (palettes, XYZ, RGB of other orders); nothing is scaled by it.
 _FILTER = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
 
 # Values of ITU-T H.273, as files and decoders carry them.
-_RGB, _BT709, _UNSPECIFIED, _FCC, _BT601_625, _BT601, _SMPTE240, _BT2020 = 0, 1, 2, 4, 5, 6, 7, 9
-_BT2020_CONSTANT = 10
-_LIMITED, _FULL = 1, 2
-# The library numbers the matrices it can apply almost the same; it knows BT.601 by one of its two numbers.
-_APPLIED = {_BT709: 1, _FCC: 4, _BT601_625: 5, _BT601: 5, _SMPTE240: 7, _BT2020: 9, _BT2020_CONSTANT: 9}
+_RGB, _BT709, _UNSPECIFIED, _BT601, _BT2020 = 0, 1, 2, 6, 9
+_BT2020_CONSTANT = 10  # not linear; taken for the other one, which is near
+_LIMITED = 1
 _HD_HEIGHT = 720  # from here on, what says nothing is taken for BT.709, as players do
 
 
@@ -73,11 +68,10 @@ class ColourTags:
 def coding_of(frame: Look) -> Coding:
     """Matrix and range to decode with, guessed where the frame tells none or one that cannot be applied."""
     guess = _BT709 if frame.height >= _HD_HEIGHT else _BT601
-    matrix = frame.colorspace if frame.colorspace in _APPLIED else guess
-    if matrix == _BT2020_CONSTANT:
-        matrix = _BT2020
-    full = frame.color_range == _FULL or frame.format.name.startswith("yuvj")
-    return Coding(matrix, _FULL if full else _LIMITED)
+    matrix = _BT2020 if frame.colorspace == _BT2020_CONSTANT else frame.colorspace
+    if matrix not in MATRICES:
+        matrix = guess
+    return Coding(matrix, FULL if _is_full(frame) else _LIMITED)
 
 
 def tags_for(first: Look, pixel_format: str) -> tuple[ColourTags, Coding]:
@@ -85,14 +79,24 @@ def tags_for(first: Look, pixel_format: str) -> tuple[ColourTags, Coding]:
     made = VideoFormat(pixel_format)
     beside = (first.color_primaries, first.color_trc)
     if made.is_rgb:
-        return ColourTags(_RGB, _FULL, *beside), Coding(_RGB, _FULL)
+        return ColourTags(_RGB, FULL, *beside), Coding(_RGB, FULL)
     if first.format.is_rgb:
         matrix = _BT709 if first.height >= _HD_HEIGHT else _BT601
         return ColourTags(matrix, _LIMITED, *beside), Coding(matrix, _LIMITED)
     # A source that says nothing is written saying nothing: a player then guesses for both alike.
     matrix = first.colorspace if first.colorspace != _RGB else _UNSPECIFIED
-    full = first.format.name.startswith("yuvj")
-    return ColourTags(matrix, _FULL if full else first.color_range, *beside), coding_of(first)
+    # Of luma alone that says nothing, players disagree; so it is told what it was taken for.
+    told = FULL if _is_full(first) else first.color_range
+    return ColourTags(matrix, told, *beside), coding_of(first)
+
+
+def _is_full(frame: Look) -> bool:
+    """Whether black is 0. Luma alone is taken so unless it says otherwise: pictures are its usual source."""
+    name = frame.format.name
+    if name.startswith("yuvj") or frame.color_range == FULL:
+        return True
+    layout = layout_of(name)
+    return frame.color_range != _LIMITED and layout is not None and layout.is_grey
 
 
 def depth_of(format: VideoFormat) -> int:  # noqa: A002
@@ -102,27 +106,26 @@ def depth_of(format: VideoFormat) -> int:  # noqa: A002
 
 def to_rgb(frame: VideoFrame, coding: Coding, depth: int, reformatter: VideoReformatter) -> Pixels:
     """A decoded frame as RGB: of 8 bits, or 16 where `depth` is more than 8."""
-    wanted = "rgb48le" if depth > 8 else "rgb24"
-    told = frame.colorspace, frame.color_range
-    if not frame.format.is_rgb:
-        frame.colorspace, frame.color_range = coding.matrix, coding.range
-    pixels: Pixels = reformatter.reformat(frame, format=wanted, interpolation=_FILTER).to_ndarray()
-    frame.colorspace, frame.color_range = told
-    return pixels
+    layout = layout_of(frame.format.name)
+    if layout is None:
+        wanted = "rgb48le" if depth > 8 else "rgb24"
+        pixels: Pixels = reformatter.reformat(frame, format=wanted, interpolation=_FILTER).to_ndarray()
+        return pixels
+    if not lies_so(frame.format, layout):
+        # Only the order of the same numbers changes. The range is told as one, or the library would convert it.
+        frame.color_range = coding.range
+        frame = reformatter.reformat(frame, format=layout.name, dst_color_range=coding.range)
+    return rgb_of(frame, layout, coding.matrix, coding.range)
 
 
 def from_rgb(pixels: Pixels, pixel_format: str, coding: Coding, reformatter: VideoReformatter) -> VideoFrame:
     """The planes an encoder wants."""
-    if pixel_format.startswith("gray"):
-        return _grey_frame(pixels, pixel_format)
+    layout = layout_of(pixel_format)
+    if layout is not None and layout.name == pixel_format:
+        return frame_of(pixels, layout, coding.matrix, coding.range)
     have = "rgb24" if pixels.dtype == np.uint8 else "rgb48le"
-    return reformatter.reformat(
-        VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=have),
-        format=pixel_format,
-        interpolation=_FILTER,
-        dst_colorspace=_APPLIED.get(coding.matrix),
-        dst_color_range=coding.range,
-    )
+    made = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=have)
+    return reformatter.reformat(made, format=pixel_format, interpolation=_FILTER)
 
 
 def nearest_pixel_format(encoder: str, first: Look, *, whole_chroma: bool) -> str:
@@ -139,6 +142,7 @@ def nearest_pixel_format(encoder: str, first: Look, *, whole_chroma: bool) -> st
         if not offer.name.startswith(("yuvj", "nv"))
         and not any(mark in offer.name for mark in ("f16", "f32"))
         and not any(component.is_alpha for component in offer.components)
+        and (not offer.is_rgb or first.format.is_rgb)  # few players know a codec's RGB
         and (not whole_chroma or _divides(offer.name, first.width, first.height))
     ]
     if source in offered:
@@ -151,16 +155,3 @@ def nearest_pixel_format(encoder: str, first: Look, *, whole_chroma: bool) -> st
 def _divides(name: str, width: int, height: int) -> bool:
     chroma = VideoFormat(name, 64, 64)
     return width % (64 // chroma.chroma_width()) == 0 and height % (64 // chroma.chroma_height()) == 0
-
-
-def _grey_frame(pixels: Pixels, name: str) -> VideoFrame:
-    """The mean of three planes; the library would weigh them, and come out a little beside equal ones."""
-    mean = ((pixels.sum(axis=2, dtype=np.uint32) + 1) // 3).astype(np.uint32)
-    bits = VideoFormat(name).components[0].bits
-    have = 8 * pixels.dtype.itemsize
-    if bits < have:
-        drop = have - bits
-        mean = np.minimum((mean + (1 << drop - 1)) >> drop, (1 << bits) - 1)
-    elif bits > have:
-        mean = mean * ((1 << bits) - 1) // ((1 << have) - 1)
-    return VideoFrame.from_ndarray(mean.astype(np.uint8 if bits == 8 else np.uint16), format=name)

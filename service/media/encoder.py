@@ -20,9 +20,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from service.errors import BadInput
-from service.media.colour import Pixels, depth_of, from_rgb, nearest_pixel_format, tags_for
+from service.media.colour import depth_of, from_rgb, nearest_pixel_format, tags_for
 from service.media.formats import CODECS
 from service.media.head import VideoHead
+from service.media.planes import Pixels
 from service.media.tracks import foreign_tags
 
 MUXERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm"}

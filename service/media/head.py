@@ -92,4 +92,9 @@ def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
 
 
 def _beside(frame: VideoFrame) -> Iterator[SideData]:
-    return iter(cast("SideDataContainer", frame.side_data))  # its stub says a dictionary
+    try:
+        return iter(cast("SideDataContainer", frame.side_data))  # its stub says a dictionary
+    except ValueError:
+        # Of a kind that the library came to know after PyAV did (Exif in a camera's pictures, say), and then PyAV 18.1
+        # shows none of the others either.
+        return iter(())

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from service.media.colour import Pixels
+from service.media.planes import Pixels
 
 CONTENT_TYPE = "image/jpeg"
 _QUALITY = 90

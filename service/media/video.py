@@ -13,7 +13,7 @@ from av.video.reformatter import VideoReformatter
 
 from service.errors import BadInput, Indivisible
 from service.job import InputFacts, Part
-from service.media.colour import Pixels, coding_of, depth_of, to_rgb
+from service.media.colour import coding_of, depth_of, to_rgb
 from service.media.encoder import Encoder
 from service.media.entry import find_entry
 from service.media.finishing import Finishing
@@ -21,6 +21,7 @@ from service.media.head import VideoHead
 from service.media.held import Source
 from service.media.opening import OpenVideo
 from service.media.outfile import OutFile
+from service.media.planes import Pixels
 from service.settings import Settings
 
 

@@ -1,0 +1,169 @@
+"""Colours come back as they were: at strength 0 a lossless result has the source's own numbers."""
+
+import numpy as np
+import pytest
+from av.codec.codec import Codec
+from av.video.reformatter import VideoReformatter
+from media_samples import photo
+from video_samples import decoded, filled, planes_in, soft_noise, tones, write_video
+
+from service.media.colour import Coding, coding_of, depth_of, from_rgb, to_rgb
+from service.media.planes import MATRICES, frame_of, layout_of, rgb_of
+from service.media.video import VideoReader, VideoWriter
+from service.settings import Settings
+
+LIMITS = Settings()
+LIMITED, FULL = 1, 2
+YCGCO = 8
+LAYOUTS = [
+    *(f"yuv{shared}p{end}" for shared in ("420", "422", "444") for end in ("", "10le", "12le", "16le")),
+    *("yuv440p", "yuv411p", "yuv410p", "yuv420p9le", "yuv444p14le", "gray", "gray10le", "gray12le", "gray16le"),
+]
+
+
+def copied(source, target, form="mkv", codec="ffv1"):
+    with VideoReader(source, LIMITS) as reader:
+        with VideoWriter(target, reader, format=form, codec=codec) as writer:
+            for frame in reader:
+                writer.write(frame)
+        return writer
+
+
+def most_apart(one, other):
+    return [
+        int(np.abs(a - b).max())
+        for before, after in zip(one, other, strict=True)
+        for a, b in zip(planes_in(before), planes_in(after), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("size", [(64, 48), (37, 35), (5, 1), (1, 3), (2, 2)])
+def test_planes_become_rgb_and_the_same_planes_again_by_every_matrix_and_range(size):
+    for name in LAYOUTS:
+        layout = layout_of(name)
+        assert layout is not None
+        assert layout.name == name
+        frame = soft_noise(name, size)
+        for matrix in MATRICES:
+            for told_range in (LIMITED, FULL):
+                pixels = rgb_of(frame, layout, matrix, told_range)
+                assert pixels.dtype == (np.uint8 if layout.bits == 8 else np.uint16)
+                # Numbers of YCgCo stand for a step of RGB each, so that rounding both ways may be felt.
+                most = 1 if matrix == YCGCO else 0
+                assert max(most_apart([frame], [frame_of(pixels, layout, matrix, told_range)])) <= most, name
+
+
+@pytest.mark.parametrize(("told_range", "black", "white"), [(LIMITED, 16, 235), (FULL, 0, 255)])
+@pytest.mark.parametrize("name", ["yuv420p", "yuv444p10le", "yuv422p12le", "gray", "gray12le"])
+def test_black_is_black_and_white_is_white(name, told_range, black, white):
+    layout = layout_of(name)
+    assert layout is not None
+    step = 1 << layout.bits - 8
+    for code, value in ((black * step, 0.0), (white * step if told_range == LIMITED else 256 * step - 1, 1.0)):
+        frame = filled(name, (8, 8), lambda plane, shape, code=code: np.full(shape, 128 * step if plane else code))
+        pixels = rgb_of(frame, layout, 1, told_range)
+        assert np.all(pixels == value * np.iinfo(pixels.dtype).max)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "luma_of_red"), [(1, 0.2126), (4, 0.30), (5, 0.299), (6, 0.299), (7, 0.212), (9, 0.2627), (YCGCO, 0.25)]
+)
+def test_red_has_the_luma_that_the_standard_says(matrix, luma_of_red):
+    layout = layout_of("yuv444p16le")
+    assert layout is not None
+    red = np.zeros((4, 4, 3), np.uint16)
+    red[..., 0] = 65535
+    luma, *chroma = planes_in(frame_of(red, layout, matrix, FULL))
+    assert np.all(np.abs(luma - luma_of_red * 65535) <= 1)
+    if matrix != YCGCO:
+        assert np.all(chroma[1] == 65535)  # as far from grey as it goes
+
+
+def test_the_library_reads_what_is_written_here_as_the_same_colours():
+    """Its own converter is another's work: that both agree says that the matrices are the standard's."""
+    pixels = photo(48, 64)
+    for matrix, numbered in ((1, 1), (5, 5), (9, 9)):
+        layout = layout_of("yuv444p")
+        assert layout is not None
+        frame = frame_of(pixels, layout, matrix, LIMITED)
+        frame.colorspace, frame.color_range = numbered, LIMITED
+        theirs = VideoReformatter().reformat(frame, format="rgb24").to_ndarray()
+        assert np.abs(theirs.astype(int) - pixels).max() <= 3
+
+
+@pytest.mark.parametrize("told_range", [0, LIMITED, FULL])
+@pytest.mark.parametrize("matrix", [1, 5, 9])
+@pytest.mark.parametrize(
+    "pixel_format",
+    ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le", "yuv420p12le", "yuv444p12le"],
+)
+def test_a_lossless_copy_has_the_sources_own_numbers(pixel_format, matrix, told_range, tmp_path):
+    tags = {"colorspace": matrix, "color_range": told_range, "color_primaries": matrix, "color_trc": 1}
+    source = write_video(tmp_path / "in.mkv", pixel_format=pixel_format, tags=tags, count=2, size=(50, 37))
+    writer = copied(source, tmp_path / "out.mkv")
+    assert writer.lost == []
+    before, after = decoded(source), decoded(tmp_path / "out.mkv")
+    assert after[0].format.name == pixel_format
+    assert (after[0].colorspace, after[0].color_range) == (before[0].colorspace, before[0].color_range)
+    assert max(most_apart(before, after)) == 0
+
+
+@pytest.mark.parametrize("name", ["gbrp10le", "gbrp12le", "gbrp16le", "gray", "gray10le", "gray16le"])
+def test_so_has_one_of_rgb_or_of_luma_alone(name, tmp_path):
+    source = write_video(tmp_path / "in.mkv", pixel_format=name, count=2)
+    assert copied(source, tmp_path / "out.mkv").lost == []
+    assert decoded(tmp_path / "out.mkv")[0].format.name == name
+    assert max(most_apart(decoded(source), decoded(tmp_path / "out.mkv"))) == 0
+
+
+@pytest.mark.parametrize("told_range", [0, LIMITED, FULL])
+def test_luma_alone_keeps_its_numbers_where_the_codec_wants_chroma(told_range, tmp_path):
+    """Grey of limited range was once taken for full, and came out pale."""
+    source = write_video(
+        tmp_path / "in.mkv", pixel_format="gray", tags={"color_range": told_range}, frame=tones(20, 126, 230)
+    )
+    with VideoReader(source, LIMITS) as reader:
+        pixels = [frame.pixels for frame in reader]
+    assert [int(one[0, 0, 0]) for one in pixels] == ([5, 128, 249] if told_range == LIMITED else [20, 126, 230])
+    for one in pixels:
+        frame = from_rgb(one, "yuv420p", coding_of(decoded(source)[0]), VideoReformatter())
+        luma, *chroma = planes_in(frame)
+        assert luma.min() == luma.max()
+        assert all(np.all(plane == 128) for plane in chroma)
+    copied(source, tmp_path / "out.mkv", codec="vp9")
+    assert [int(np.median(planes_in(frame)[0])) for frame in decoded(tmp_path / "out.mkv")] == [20, 126, 230]
+    assert decoded(tmp_path / "out.mkv")[0].color_range == (told_range or FULL)
+
+
+@pytest.mark.parametrize(
+    ("packed", "planar"),
+    [
+        ("nv12", "yuv420p"),
+        ("nv24", "yuv444p"),
+        ("uyvy422", "yuv422p"),
+        ("yuyv422", "yuv422p"),
+        ("p010le", "yuv420p10le"),
+        ("y210le", "yuv422p10le"),
+        ("yuv420p10be", "yuv420p10le"),
+        ("yuva420p", "yuv420p"),
+        ("vyu444", "yuv444p"),
+    ],
+)
+@pytest.mark.parametrize("told_range", [LIMITED, FULL])
+def test_numbers_in_another_order_are_the_same_colours(packed, planar, told_range):
+    frame = soft_noise(planar, (36, 20))
+    frame.colorspace, frame.color_range = 1, told_range
+    other = VideoReformatter().reformat(frame, format=packed, dst_color_range=told_range)
+    other.colorspace, other.color_range = 1, told_range
+    coding = Coding(1, told_range)
+    here, there = (to_rgb(one, coding, depth_of(one.format), VideoReformatter()) for one in (frame, other))
+    assert np.array_equal(here, there)
+
+
+def test_every_pixel_format_that_lossless_video_comes_in_is_read():
+    names = [one.name for one in Codec("ffv1", "w").video_formats or () if "f16" not in one.name]
+    names = [name for name in names if not name.endswith("f32le")]
+    assert len(names) > 40
+    for name in names:
+        layout = layout_of(name)
+        assert (layout is None) == name.startswith(("gbr", "bgr", "rgb")), name
