@@ -17,6 +17,7 @@ from service.broker.lua import script
 from service.errors import BadInput, IdempotencyConflict, JobNotFound, JobNotReady, QueueFull, ResultGone
 from service.job import JOB_ID_PATTERN, Job, JobState, Lane, Progress, Record
 from service.settings import Settings
+from service.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +112,9 @@ class QueueClient:
             IdempotencyConflict: the key came before, with another fingerprint.
             QueueFull: as many jobs as may be are waiting in the lane.
         """
+        began, here = time.monotonic(), tracing.here()
+        if here:  # whoever takes it goes on in the trace that it came with
+            job = job.model_copy(update={"trace": str(here)})
         key, fingerprint = idempotency or ("", "")
         verdict, answer = await self._run(
             "put",
@@ -125,6 +129,7 @@ class QueueClient:
             job.pixels,
             *dict.fromkeys(job.blobs),
         )
+        tracing.told("put", time.monotonic() - began, "producer", job=job.id, lane=job.lane)
         if verdict == "conflict":
             raise IdempotencyConflict("this idempotency key came with another request before; take a new key")
         if verdict == "full":

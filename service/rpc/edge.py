@@ -12,8 +12,19 @@ import grpc
 from service.errors import problem_of
 from service.metrics import ApiMetrics
 from service.rpc import problems
+from service.telemetry import tracing
 
 log = logging.getLogger(__name__)
+
+# Faults of the service, as OpenTelemetry's conventions have it; the others are the caller's.
+_FAULTS = {
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DATA_LOSS,
+}
 
 
 class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC tells no types
@@ -42,14 +53,15 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC tells no t
         behave = handler.stream_unary or handler.unary_unary
 
         async def behaviour(request: Any, context: Any) -> Any:
-            call = _Call(self._metrics, name, context)
-            try:
-                return await behave(request, context)
-            except BaseException as err:
-                await call.end_badly(err)
-                raise
-            finally:
-                call.count()
+            with tracing.span(name, "server", under=_traceparent_of(context)) as span:
+                call = _Call(self._metrics, name, context, span)
+                try:
+                    return await behave(request, context)
+                except BaseException as err:
+                    await call.end_badly(err)
+                    raise
+                finally:
+                    call.count()
 
         return behaviour
 
@@ -57,23 +69,24 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC tells no t
         behave = handler.stream_stream or handler.unary_stream
 
         async def behaviour(request: Any, context: Any) -> AsyncIterator[Any]:
-            call = _Call(self._metrics, name, context)
-            try:
-                async with aclosing(behave(request, context)) as messages:
-                    async for message in messages:
-                        yield message
-            except BaseException as err:
-                await call.end_badly(err)
-                raise
-            finally:
-                call.count()
+            with tracing.span(name, "server", under=_traceparent_of(context)) as span:
+                call = _Call(self._metrics, name, context, span)
+                try:
+                    async with aclosing(behave(request, context)) as messages:
+                        async for message in messages:
+                            yield message
+                except BaseException as err:
+                    await call.end_badly(err)
+                    raise
+                finally:
+                    call.count()
 
         return behaviour
 
 
 class _Call:
-    def __init__(self, metrics: ApiMetrics, name: str, context: Any) -> None:
-        self._metrics, self._name, self._context = metrics, name, context
+    def __init__(self, metrics: ApiMetrics, name: str, context: Any, span: tracing.Span) -> None:
+        self._metrics, self._name, self._context, self._span = metrics, name, context, span
         self._began = time.perf_counter()
         self._code = grpc.StatusCode.OK
 
@@ -92,3 +105,11 @@ class _Call:
 
     def count(self) -> None:
         self._metrics.call_took(time.perf_counter() - self._began, method=self._name, code=self._code.name)
+        self._span.tell({"rpc.system": "grpc", "rpc.method": self._name, "rpc.grpc.status_code": self._code.value[0]})
+        if self._code in _FAULTS:
+            self._span.fail(self._code.name)
+
+
+def _traceparent_of(context: Any) -> str | None:
+    said = dict(context.invocation_metadata() or ()).get("traceparent")
+    return said if isinstance(said, str) else None

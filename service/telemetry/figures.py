@@ -159,9 +159,7 @@ class WorkerFigures:
             yield held
         finally:
             self._busy.ends(slot)
-            trace = tracing.here()
-            named = {"trace_id": trace.trace_id} if trace and trace.sampled else None
-            self._held.labels(lane, held.outcome).observe(time.monotonic() - began, named)
+            self._held.labels(lane, held.outcome).observe(time.monotonic() - began, tracing.exemplar())
 
     def restored(self, work: Work, *, frames: int, pixels: int, seconds: Mapping[str, float]) -> None:
         """A job, or a part of one, is restored, whatever comes of its lease.

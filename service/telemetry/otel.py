@@ -100,6 +100,9 @@ class _Told:
     def set(self, attributes: Mapping[str, Value]) -> None:
         self._made.set_attributes(dict(attributes))
 
+    def rename(self, name: str) -> None:
+        self._made.update_name(name)
+
     def fail(self, why: str) -> None:
         self._made.set_status(Status(StatusCode.ERROR, why))
 

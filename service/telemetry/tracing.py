@@ -59,6 +59,7 @@ class Told(Protocol):
     @property
     def trace(self) -> Trace: ...
     def set(self, attributes: Mapping[str, Value]) -> None: ...
+    def rename(self, name: str) -> None: ...
     def fail(self, why: str) -> None: ...
     def end(self) -> None: ...
 
@@ -78,10 +79,15 @@ class Span:
         self.trace = trace
         self._told = told
 
-    def tell(self, **attributes: Value) -> None:
-        """Add what has become known; `lane` is told as `quietframe.lane`."""
+    def tell(self, standard: Mapping[str, Value] | None = None, **attributes: Value) -> None:
+        """Add what has become known; `lane` is told as `quietframe.lane`, what is standard by its name."""
         if self._told:
-            self._told.set(_ours(attributes))
+            self._told.set({**(standard or {}), **_ours(attributes)})
+
+    def rename(self, name: str) -> None:
+        """What it is called is known only now."""
+        if self._told:
+            self._told.rename(name)
 
     def fail(self, why: str) -> None:
         """It did not go well."""
@@ -98,8 +104,16 @@ def here() -> Trace | None:
     return _here.get()
 
 
+def exemplar() -> dict[str, str] | None:
+    """What a histogram notes beside a figure, so that one can look at a trace of it."""
+    trace = _here.get()
+    return {"trace_id": trace.trace_id} if trace and trace.sampled else None
+
+
 @contextmanager
-def span(name: str, kind: Kind = "internal", *, under: str | None = None, **attributes: Value) -> Iterator[Span]:
+def span(
+    name: str, kind: Kind = "internal", *, under: str | None = None, quiet: bool = False, **attributes: Value
+) -> Iterator[Span]:
     """Do something as a span of the trace at hand.
 
     Args:
@@ -107,10 +121,11 @@ def span(name: str, kind: Kind = "internal", *, under: str | None = None, **attr
         kind: as OpenTelemetry has it.
         under: a `traceparent` from elsewhere; one that cannot be relied on counts as none. Without it, what is at hand,
             or else a new trace.
+        quiet: whether nobody is to be told.
         attributes: what is known at the beginning.
     """
     above = Trace.parse(under) or _here.get()
-    told = _teller.begin(name, kind, above, _ours(attributes), 0.0) if _teller else None
+    told = _teller.begin(name, kind, above, _ours(attributes), 0.0) if _teller and not quiet else None
     trace = told.trace if told else above or Trace.new()
     token = _here.set(trace)
     try:
@@ -122,10 +137,10 @@ def span(name: str, kind: Kind = "internal", *, under: str | None = None, **attr
             told.end()
 
 
-def told(name: str, seconds: float, *, under: str | None = None, **attributes: Value) -> None:
+def told(name: str, seconds: float, kind: Kind = "internal", *, under: str | None = None, **attributes: Value) -> None:
     """Tell of something that has just ended and took so long."""
     if _teller and (above := Trace.parse(under) or _here.get()) and above.sampled:
-        _teller.begin(name, "internal", above, _ours(attributes), seconds).end()
+        _teller.begin(name, kind, above, _ours(attributes), seconds).end()
 
 
 def start(process: str) -> None:

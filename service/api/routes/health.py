@@ -79,6 +79,7 @@ async def _figures(services: Services) -> QueueFigures:
         lanes = await services.queue.depths()
         counters = await services.queue.counters()
         workers = await services.queue.workers()
+        backlog_s = {lane: await services.queue.seconds_to_clear(lane) for lane in lanes}
     except NotReady:
         return QueueFigures()
     return QueueFigures(
@@ -87,4 +88,7 @@ async def _figures(services: Services) -> QueueFigures:
         counters={(name, lane): value for key, value in counters.items() for name, _, lane in [key.partition(":")]},
         about=COUNTERS,
         workers_ready=sum(card.ready for card in workers),
+        slots={lane: sum(card.slots.get(lane, 0) for card in workers if card.ready) for lane in lanes},
+        backlog_s={lane: seconds for lane, seconds in backlog_s.items() if seconds is not None},
+        most_queued=services.settings.max_queued_jobs,
     )
