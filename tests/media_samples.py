@@ -49,9 +49,12 @@ def exif(orientation: int) -> bytes:
     return b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHH", 1, 274, 3, 1, orientation, 0) + bytes(4)
 
 
-def icc(space: bytes = b"RGB ") -> bytes:
-    """The head of a colour profile, as much as encoders look at, with the tags every profile has."""
+def icc(space: bytes = b"RGB ", gamma: float | None = None) -> bytes:
+    """The head of a colour profile, as much as encoders look at, with what every profile has, and curves if told."""
     tags = [(name, b"text\0\0\0\0made for a test\0") for name in (b"desc", b"cprt")]
+    if gamma is not None:
+        curve = struct.pack(">4s4xIH", b"curv", 1, round(gamma * 256))
+        tags += [(name, curve) for name in (b"rTRC", b"gTRC", b"bTRC")]
     table = struct.pack(">I", len(tags))
     at, values = 128 + 4 + 12 * len(tags), b""
     for name, value in tags:
@@ -129,6 +132,38 @@ def tiff(
     start = struct.pack(order + "HHHQ", 43, 8, 0, table_at) if big else struct.pack(order + "HI", 42, table_at)
     entries = struct.pack(order + ("Q" if big else "H"), len(tags))
     return mark + start + entries + table + bytes(word) + beyond + data
+
+
+def lzw_tiff(planes: Pixels, tile: tuple[int, int] | None) -> bytes:
+    """[H, W, 3] float32 in strips of 7 rows, or in tiles, packed by LZW without finding anything to pack."""
+    height, width = planes.shape[:2]
+    down, across = tile or (7, width)
+    offsets, counts, data = [], [], b""
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            cut = planes[top : top + down, left : left + across]
+            if tile:
+                cut = np.pad(cut, ((0, down - len(cut)), (0, across - cut.shape[1]), (0, 0)))
+            codes = np.full(2 * cut.nbytes + 1, 256, np.uint16)  # "clear" before each byte, so that all have nine bits
+            codes[1::2] = np.frombuffer(np.ascontiguousarray(cut).tobytes(), np.uint8)
+            codes[-1] = 257
+            bits = codes[:, None] >> np.arange(8, -1, -1) & 1
+            offsets.append(8 + len(data))
+            counts.append(-(-bits.size // 8))
+            data += np.packbits(bits.astype(np.uint8)).tobytes()
+    where = {322: (across,), 323: (down,), 324: offsets, 325: counts} if tile else {}
+    where = where or {273: offsets, 278: (down,), 279: counts}
+    tags: dict[int, Sequence[int]] = {256: [width], 257: [height], 258: [32], 259: [5], 262: [2], 277: [3], 339: [3]}
+    tags = {**tags, 258: [32] * 3, **where}
+    values_at = 8 + len(data) + 2 + 12 * len(tags) + 4
+    table, beyond = b"", b""
+    for tag, values in sorted(tags.items()):
+        raw = struct.pack(f"<{len(values)}I", *values)
+        place = raw if len(raw) == 4 else struct.pack("<I", values_at + len(beyond))
+        beyond += raw if len(raw) > 4 else b""
+        table += struct.pack("<HHI", tag, 4, len(values)) + place
+    directory = struct.pack("<H", len(tags)) + table + bytes(4) + beyond
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
 
 
 def moments(count: int, step: int = 1001) -> list[int]:

@@ -1,12 +1,14 @@
 import contextlib
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from media_samples import Pixels, bgr, encoded, exif, icc, photo, png, tiff
+import tifffile
+from media_samples import Pixels, bgr, encoded, exif, icc, lzw_tiff, photo, png, tiff
 from PIL import Image, ImageOps
 
 from service.errors import BadInput, FrameTooLarge, UnknownFormat
@@ -306,19 +308,147 @@ def test_a_tiff_in_which_zero_is_white_is_read_right(bits, read):
 @pytest.mark.parametrize(
     ("planes", "sample_format", "told"),
     [
-        (np.ones((4, 4), np.float32), 3, "float32"),
-        (np.ones((4, 4), np.uint32), 1, "uint32"),
-        (np.ones((4, 4), np.int16), 2, "int16"),
+        (np.ones((4, 4), np.uint32), 1, "32 bit unsigned"),
+        (np.ones((4, 4), np.int16), 2, "16 bit signed"),
+        (np.ones((4, 4), np.int8), 2, "8 bit signed"),
     ],
 )
-def test_samples_that_are_no_8_or_16_bit_integers_are_refused(planes, sample_format, told, read):
-    with pytest.raises(BadInput, match=f"pixels are {told}; accepted are 8 and 16 bit"):
+def test_samples_of_other_kinds_are_refused_with_those_that_are_read(planes, sample_format, told, read):
+    with pytest.raises(BadInput, match=f"samples are {told} integers; accepted are 8 and 16 bit unsigned"):
         read(tiff(planes, 1, sample_format=sample_format))
 
 
-def test_a_16_bit_tiff_that_would_be_read_in_8_bits_is_refused(read):
-    with pytest.raises(BadInput, match="only be read with loss"):
-        read(tiff(photo(bits=16)[..., :2], 1, extra={338: (3, [2])}))
+def test_a_stack_of_bands_is_refused_rather_than_cut(read):
+    with pytest.raises(BadInput, match="5 samples in a pixel, of which 1 are its colours"):
+        read(tiff(np.dstack([photo(bits=16), photo(bits=16)[..., :2]]), 1))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_grey_tiff_with_alpha_keeps_both_whole(bits, read, tmp_path):
+    stored = photo(bits=bits)[..., :2]
+    picture = read(tiff(stored, 1, extra={338: (3, [2])}))
+    assert picture.is_grey
+    back = again(write_image(picture.pixels, picture, format="same"), tmp_path)
+    np.testing.assert_array_equal(np.dstack([back.pixels[..., :1], back.alpha]), stored)
+
+
+def test_samples_that_are_neither_colour_nor_alpha_are_named_as_lost(read):
+    stored = np.dstack([photo(), photo(seed=2)])[..., :5]
+    picture = read(tiff(stored, 2, extra={338: (3, [2, 0])}))
+    np.testing.assert_array_equal(picture.alpha, stored[..., 3])
+    assert picture.lost == ("further samples",)
+
+
+def floats(**more) -> Pixels:
+    return (photo(bits=16, **more) / 65535).astype(np.float32)
+
+
+LAYOUTS = {
+    "plain": {},
+    "big-endian": {"byteorder": ">"},
+    "BigTIFF": {"bigtiff": True},
+    "tiles": {"tile": (32, 16)},
+    "strips": {"rowsperstrip": 7},
+    "deflated": {"compression": "zlib"},
+    "deflated strips, big-endian": {"compression": "zlib", "rowsperstrip": 5, "byteorder": ">"},
+    "deflated tiles": {"compression": "zlib", "tile": (16, 16)},
+}
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float16", "float32"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("planes", ["together", "apart", "grey"])
+def test_a_tiff_of_any_layout_is_read_to_the_bit(kind, layout, planes, read):
+    pixels = photo() if kind == "uint8" else photo(bits=16) if kind == "uint16" else floats().astype(kind)
+    stored = {"together": pixels, "apart": pixels.transpose(2, 0, 1), "grey": pixels[..., 0]}[planes]
+    more = {"apart": {"planarconfig": "separate"}}.get(planes, {})
+    made = io.BytesIO()
+    tifffile.imwrite(
+        made,
+        np.ascontiguousarray(stored),
+        photometric="minisblack" if planes == "grey" else "rgb",
+        **(LAYOUTS[layout] | more),
+    )
+    picture = read(made.getvalue())
+    expected = np.repeat(pixels[..., :1], 3, 2) if planes == "grey" else pixels
+    assert picture.pixels.dtype == (np.float32 if kind.startswith("float") else kind)
+    np.testing.assert_array_equal(picture.pixels, expected.astype(picture.pixels.dtype))
+
+
+@pytest.mark.parametrize("compression", [1, 5, 32773, 8])
+@pytest.mark.parametrize("predictor", [1, 2, 3])
+@pytest.mark.parametrize("planes", [floats(), floats()[..., 0], photo(bits=16), photo()[..., 0]])
+def test_a_tiff_packed_by_another_library_is_read_to_the_bit(compression, predictor, planes, read):
+    if predictor == 3 and planes.dtype != np.float32:
+        predictor = 2
+    params = [cv2.IMWRITE_TIFF_COMPRESSION, compression, cv2.IMWRITE_TIFF_PREDICTOR, predictor]
+    params += [cv2.IMWRITE_TIFF_ROWSPERSTRIP, 11]
+    picture = read(encoded(".tiff", bgr(planes) if planes.ndim == 3 else planes, params))
+    np.testing.assert_array_equal(picture.pixels, planes if planes.ndim == 3 else np.dstack([planes] * 3))
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_a_tiff_of_floats_packed_by_lzw_in_tiles_is_read_to_the_bit(tile, read):
+    picture = read(lzw_tiff(floats(), tile))
+    np.testing.assert_array_equal(picture.pixels, floats())
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (48, 64, 3), (48, 64, 4)])
+def test_floating_point_comes_back_to_the_bit(shape, read, tmp_path):
+    values = np.random.default_rng(3).normal(100, 1000, shape).astype(np.float32)
+    for column, odd in enumerate((np.nan, np.inf, -np.inf)):
+        values[0, column] = odd
+    extra = {338: (3, [2])} if shape[-1] == 4 else None
+    picture = read(tiff(values, 1 if len(shape) == 2 else 2, sample_format=3, extra=extra))
+    made = write_image(picture.pixels, picture, format="same")
+    assert made.lost == ()
+    (tmp_path / "made.tiff").write_bytes(made.data)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "made.tiff"), values)
+
+
+def test_64_bit_floating_point_becomes_32_and_is_named(read):
+    picture = read(tiff(floats().astype(np.float64), 2, sample_format=3))
+    np.testing.assert_array_equal(picture.pixels, floats())
+    assert picture.lost == ("64 bit floating point",)
+
+
+def test_floating_point_is_light_unless_a_profile_says_otherwise(read):
+    stored = floats()
+    assert read(tiff(stored, 2, sample_format=3)).is_linear
+    for gamma, is_linear in ((1.0, True), (2.2, False)):
+        profile = {34675: (7, list(icc(gamma=gamma)))}
+        assert read(tiff(stored, 2, sample_format=3, extra=profile)).is_linear == is_linear
+
+
+def test_whole_numbers_are_light_where_a_profile_or_a_gamma_says_so(read):
+    def of(*chunks):
+        return read(png(4, 4, 8, 2, photo(4, 4).tobytes(), chunks)).is_linear
+
+    assert not of()
+    assert not of((b"gAMA", struct.pack(">I", 45455)))
+    assert of((b"gAMA", struct.pack(">I", 100_000)))
+    assert not of((b"gAMA", struct.pack(">I", 100_000)), (b"sRGB", b"\0"))
+    assert of((b"iCCP", b"a\0\0" + zlib.compress(icc(gamma=1.0))))
+
+
+def test_light_is_put_on_the_curve_where_the_format_cannot_tell(read, tmp_path):
+    half = np.full((16, 16, 3), 0.2140411, np.float32)  # of the light: half way on the sRGB curve
+    half[0, 0] = 7.0
+    picture = read(tiff(half, 2, sample_format=3))
+    made = write_image(half, picture, format="png")
+    assert made.lost == ("floating point", "what is beyond black and white")
+    back = again(made, tmp_path)
+    assert back.pixels.dtype == np.uint16
+    assert abs(int(back.pixels[8, 8, 0]) - 65535 // 2) <= 1
+    assert back.pixels[0, 0].tolist() == [65535] * 3
+
+
+def test_a_png_of_light_stays_so_and_becomes_a_jpeg_for_screens(read, tmp_path):
+    levels = np.full((16, 16, 3), 55, np.uint8)  # 0.2157 of the light; 128 on the curve
+    picture = read(png(16, 16, 8, 2, levels.tobytes(), [(b"gAMA", struct.pack(">I", 100_000))]))
+    np.testing.assert_array_equal(again(write_image(levels, picture, format="same"), tmp_path).pixels, levels)
+    jpeg = again(write_image(levels, picture, format="jpeg", quality=100), tmp_path)
+    assert jpeg.pixels[8, 8].tolist() == [128] * 3
 
 
 def test_the_further_pages_of_a_tiff_are_named_as_lost(read):

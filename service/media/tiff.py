@@ -11,9 +11,10 @@ from typing import BinaryIO
 
 from service.errors import BadInput
 
-SUBFILE_TYPE, WIDTH, HEIGHT, BITS, PHOTOMETRIC = 254, 256, 257, 258, 262
-DESCRIPTION, ORIENTATION, SAMPLES = 270, 274, 277
-EXTRA_SAMPLES, XMP, EXIF, ICC, DNG_VERSION = 338, 700, 34665, 34675, 50706
+SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
+DESCRIPTION, OFFSETS, ORIENTATION, SAMPLES, ROWS, COUNTS, PLANAR = 270, 273, 274, 277, 278, 279, 284
+PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = 317, 322, 323, 324, 325
+EXTRA_SAMPLES, SAMPLE_FORMAT, XMP, EXIF, ICC, DNG_VERSION = 338, 339, 700, 34665, 34675, 50706
 # What a program or a person wrote about the picture, and its scale: it still holds when the noise is gone.
 # Description, make, model, resolution (3), software, date, artist, copyright.
 ABOUT = (DESCRIPTION, 271, 272, 282, 283, 296, 305, 306, 315, 33432)
@@ -48,6 +49,14 @@ class Directory:
 
     def number(self, tag: int) -> int | None:
         return self.tags[tag].number if tag in self.tags else None
+
+    def numbers(self, tag: int) -> list[int]:
+        """All values of a tag, where they are whole numbers; none where it is not there."""
+        told = self.tags.get(tag)
+        kind = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(told.type) if told else None
+        if told is None or kind is None:
+            return []
+        return list(struct.unpack(f"<{len(told.raw) // _ELEMENT[told.type]}{kind}", told.raw))
 
 
 def first_directory(file: BinaryIO, wanted: set[int] | None = None, *, numbers_only: bool = False) -> Directory:
@@ -112,7 +121,11 @@ def with_tags(data: bytes, extra: dict[int, Tag]) -> bytes:
 
     The old directory stays behind as dead bytes: nothing in the file has to move.
     """
-    tags = {**first_directory(BytesIO(data)).tags, **extra}
+    return directed(data, {**first_directory(BytesIO(data)).tags, **extra})
+
+
+def directed(data: "bytes | bytearray", tags: dict[int, Tag]) -> bytes:
+    """A copy of a TIFF of any make, as a small-endian classic one whose only directory has these tags."""
     at = len(data) + len(data) % 2  # a directory begins on a word
     values_at = at + 2 + 12 * len(tags) + 4
     table, values = bytearray(), bytearray()
@@ -127,7 +140,7 @@ def with_tags(data: bytes, extra: dict[int, Tag]) -> bytes:
     if values_at + len(values) > 0xFFFFFFFF:
         raise BadInput(f"the result has {values_at} bytes; a TIFF holds at most 4294967295")
     directory = struct.pack("<H", len(tags)) + bytes(table) + bytes(4) + bytes(values)
-    return data[:4] + struct.pack("<I", at) + data[8:] + b"\0" * (at - len(data)) + directory
+    return b"".join([b"II*\0", struct.pack("<I", at), memoryview(data)[8:], b"\0" * (at - len(data)), directory])
 
 
 def _read(file: BinaryIO, offset: int, length: int, size: int) -> bytes:

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,9 @@ from service.pipeline.tiles import Tile, plan_tiles, read_padded
 from service.pipeline.turns import Turns, Urgency
 from service.telemetry import tracing
 from trtbuild.engine import Array, Engine, OutOfDeviceMemory, PixelEngine
+from trtbuild.engine import Pixels as WholePixels
 
-Pixels = NDArray[np.uint8] | NDArray[np.uint16]  # [H, W, 3] RGB
+Pixels = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]  # [H, W, 3] RGB
 OnTile = Callable[[int], None]  # told how many tiles there are in all
 OpenSpare = Callable[[StageSpec], Engine]  # an engine that needs no device's memory
 
@@ -111,7 +112,7 @@ class Denoiser:
         Memory beyond the picture and its result depends on the tile alone.
 
         Args:
-            pixels: [H, W, 3] RGB, uint8 or uint16 over its full range.
+            pixels: [H, W, 3] RGB, uint8 or uint16 over its full range, or float32 in [0, 1].
             strength: share of the found noise that is taken out; 0 gives the input back exactly.
             sigma: noise level on the [0, 1] scale, for denoisers that must be told; None estimates it from the picture.
             urgency: when several jobs want the engine.
@@ -119,18 +120,21 @@ class Denoiser:
             on_tile: told after each tile; what it raises stops the work.
 
         Returns:
-            Like `pixels`, clipped and rounded.
+            Like `pixels`, clipped; whole numbers are rounded.
         """
         (stage,) = self.spec.stages
         if sigma is None and self.spec.sigma is not None:
             sigma = _estimated(self.spec, pixels.transpose(2, 0, 1))
         tally = tally if tally is not None else Tally()
         restored = np.empty_like(pixels)
-        scale = np.float32(np.iinfo(pixels.dtype).max)
+        scale = np.float32(white_of(pixels.dtype))
         tiles = plan_tiles(*pixels.shape[:2], tile_px=self.tile_px, halo_px=stage.halo_px, multiple=self.spec.multiple)
         for together in _groups(tiles, self.engines[0].batch):
             cuts = [read_padded(pixels, tile) for tile in together]
-            finished = self._run_pixels(np.stack(cuts), sigma, urgency, tally) if strength == 1 else None
+            by_pixels = strength == 1 and pixels.dtype.kind == "u"
+            finished = (
+                self._run_pixels(cast("WholePixels", np.stack(cuts)), sigma, urgency, tally) if by_pixels else None
+            )
             noisy = np.stack([to_planes(cut) for cut in cuts])
             if finished is not None:
                 output = np.stack([to_planes(one) for one in finished])
@@ -229,7 +233,7 @@ class Denoiser:
                     if self.watch:
                         self.watch.ran_out_of_memory(engine.backend, step)
 
-    def _run_pixels(self, pixels: Pixels, sigma: float | None, urgency: Urgency, tally: Tally) -> Pixels | None:
+    def _run_pixels(self, pixels: WholePixels, sigma: float | None, urgency: Urgency, tally: Tally) -> Pixels | None:
         """Pictures as files have them, where the engine takes them so and has memory enough; else None."""
         engine = self.engines[0]
         if not isinstance(engine, PixelEngine) or not engine.takes_pixels or tally.relief.notes:
@@ -315,18 +319,24 @@ class _Estimates:
         return level
 
 
+def white_of(dtype: "np.dtype[Any]") -> int:
+    """The number that is white in a picture of this type."""
+    return int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
+
+
 def to_planes(pixels: Pixels) -> Array:
-    """[H, W, 3] uint8 or uint16 to [3, H, W] float32 in [0, 1], contiguous."""
-    scale = np.float32(1 / np.iinfo(pixels.dtype).max)
+    """[H, W, 3] uint8, uint16 or float32 to [3, H, W] float32 in [0, 1], contiguous."""
+    scale = np.float32(1 / white_of(pixels.dtype))
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
     planes *= scale
     return planes
 
 
-def to_pixels(planes: Array, dtype: np.dtype[np.uint8] | np.dtype[np.uint16], scale: np.float32) -> Pixels:
-    """[3, H, W] float32 to [H, W, 3], clipped to [0, 1] and rounded."""
+def to_pixels(planes: Array, dtype: "np.dtype[Any]", scale: np.float32) -> Pixels:
+    """[3, H, W] float32 to [H, W, 3], clipped to [0, 1]; whole numbers are rounded."""
     scaled = np.clip(planes, 0, 1) * scale
-    np.rint(scaled, out=scaled)
+    if dtype.kind == "u":
+        np.rint(scaled, out=scaled)
     return np.ascontiguousarray(scaled.astype(dtype).transpose(1, 2, 0))
 
 

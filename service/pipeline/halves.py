@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from service.pipeline.denoiser import Pixels
+from service.pipeline.denoiser import Pixels, white_of
 
 _LINE_SHARE = 400  # of the width: the line between the halves is so much thinner
 _LEAST_PX = 16  # a narrower picture has no line
@@ -27,7 +27,7 @@ def side_by_side(noisy: Pixels, restored: Pixels, as_seen: AsSeen) -> Pixels:
     shown[:, :middle] = before[:, :middle]
     if width >= _LEAST_PX:
         half = max(1, width // _LINE_SHARE // 2)
-        shown[:, middle - half : middle + half] = np.iinfo(both.dtype).max
+        shown[:, middle - half : middle + half] = white_of(both.dtype)
     return both
 
 

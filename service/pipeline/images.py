@@ -3,14 +3,17 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.noise_level import QUICK_BLOCKS, measure_noise
 from models.quality import psnr_db, ssim
 from service.errors import BadInput
 from service.job import Metrics, Options, StageSeconds
 from service.media.image import Picture, upright, write_image
+from service.media.light import Scale, scale_of
 from service.media.tiff import orientation_of
 from service.pipeline.denoiser import Denoiser, Pixels, Tally
 from service.pipeline.halves import side_by_side
@@ -54,9 +57,11 @@ def denoise_image(
     """
     started = time.monotonic()
     picture = read_image(source, settings)
-    clean = read_image(reference, settings).pixels if reference else None
-    if clean is not None and clean.shape != picture.pixels.shape:
-        raise BadInput(f"reference is {_size(clean)}, the input {_size(picture.pixels)}; they must be equal")
+    scale = scale_of(picture.pixels, is_linear=picture.is_linear)
+    noisy = scale.seen(picture.pixels) if scale else picture.pixels
+    clean = _seen_as(read_image(reference, settings), picture, scale) if reference else None
+    if clean is not None and clean.shape != noisy.shape:
+        raise BadInput(f"reference is {_size(clean)}, the input {_size(noisy)}; they must be equal")
     decoded = time.monotonic()
     tracing.told("decode", decoded - started)
 
@@ -66,8 +71,10 @@ def denoise_image(
     if picture.is_grey:
         denoiser = denoiser.for_grey(tally)
 
+    if scale:
+        tally.notes.append(_said_of(scale))
     restored = denoiser.restore_picture(
-        picture.pixels,
+        noisy,
         strength=options.strength,
         sigma=sigma,
         urgency=urgency,
@@ -77,16 +84,19 @@ def denoise_image(
     if picture.is_grey:
         restored = _grey(restored)
     planes = 1 if picture.is_grey else 3  # a grey picture's are equal
-    noise = measure_noise(picture.pixels.transpose(2, 0, 1)[:planes])
+    noise = measure_noise(noisy.transpose(2, 0, 1)[:planes])
     left = measure_noise(restored.transpose(2, 0, 1)[:planes], most_blocks=QUICK_BLOCKS)
     estimated: dict[str, float] = {}
     if options.estimate:
-        evidence = probe_picture(denoiser, picture.pixels, noise, sigma=sigma, is_grey=picture.is_grey, urgency=urgency)
+        evidence = probe_picture(denoiser, noisy, noise, sigma=sigma, is_grey=picture.is_grey, urgency=urgency)
         estimated = psnr_told(evidence, options.strength)
     worked = time.monotonic()
     tracing.told("restore", worked - decoded, model=denoiser.spec.name)
-    shown = _halves(picture, restored) if options.side_by_side else restored
-    made = write_image(shown, picture, format=options.format, quality=options.quality)
+    shown = _halves(picture, noisy, restored) if options.side_by_side else restored
+    stored: NDArray[Any] = shown
+    if scale:
+        stored = scale.stored(np.asarray(shown, np.float32), np.asarray(noisy, np.float32), picture.pixels)
+    made = write_image(stored, picture, format=options.format, quality=options.quality)
     encoded = time.monotonic()
     tracing.told("encode", encoded - worked)
     return DenoisedImage(
@@ -97,7 +107,7 @@ def denoise_image(
         metrics=Metrics(
             psnr_db=None if clean is None else psnr_db(restored, clean),
             ssim=None if clean is None else ssim(restored, clean),
-            input_psnr_db=None if clean is None else psnr_db(picture.pixels, clean),
+            input_psnr_db=None if clean is None else psnr_db(noisy, clean),
             sigma_estimate=tally.sigma_estimate,
             input_noise_estimate=noise_told(noise),
             output_noise_estimate=noise_told(left),
@@ -109,13 +119,31 @@ def denoise_image(
 
 def _grey(restored: Pixels) -> Pixels:
     """A grey picture went in as three equal planes; what comes out is averaged back to one, in all three."""
-    mean = np.rint(restored.mean(2, keepdims=True, dtype=np.float32)).astype(restored.dtype)
+    if restored.dtype.kind == "f":
+        mean = restored.mean(2, keepdims=True, dtype=np.float64).astype(restored.dtype)  # of equal ones exactly the one
+    else:
+        mean = np.rint(restored.mean(2, keepdims=True, dtype=np.float32)).astype(restored.dtype)
     return np.broadcast_to(mean, restored.shape).copy()
 
 
-def _halves(picture: Picture, restored: Pixels) -> Pixels:
+def _halves(picture: Picture, noisy: Pixels, restored: Pixels) -> Pixels:
     orientation = orientation_of(picture.metadata.exif)
-    return side_by_side(picture.pixels, restored, lambda pixels: upright(pixels, orientation))
+    return side_by_side(noisy, restored, lambda pixels: upright(pixels, orientation))
+
+
+def _seen_as(clean: Picture, noisy: Picture, scale: Scale | None) -> Pixels:
+    """A reference as the network would see it; one of floating point is on the noisy picture's scale."""
+    if scale is None or clean.pixels.dtype.kind == "u" or noisy.pixels.dtype.kind == "u":
+        scale = scale_of(clean.pixels, is_linear=clean.is_linear)
+    return scale.seen(clean.pixels) if scale else clean.pixels
+
+
+def _said_of(scale: Scale) -> str:
+    what = "the picture's numbers are light" if scale.is_linear else "the picture's numbers have a scale of their own"
+    if (scale.black, scale.white) != (0, 1):
+        what += f", black at {scale.black:.4g} and white at {scale.white:.4g}"
+    seen = "the sRGB curve" if scale.is_linear else "the scale from 0 to 1"
+    return f"{what}: restored on {seen}, on which sigma and metrics are told"
 
 
 def _size(pixels: Pixels) -> str:

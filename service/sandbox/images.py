@@ -34,7 +34,8 @@ def read_image(path: Path, settings: Settings) -> Picture:
                 height, width, dtype, has_alpha = _measured(said)
                 check_pixels("image", width, height, settings.max_image_pixels)
                 metadata = _metadata(said)
-                content_type, is_grey = str(said.said["content_type"]), bool(said.said["is_grey"])
+                content_type = str(said.said["content_type"])
+                is_grey, is_linear = bool(said.said["is_grey"]), bool(said.said["is_linear"])
                 lost = tuple(str(words) for words in said.said["lost"])
                 if content_type not in _CONTENT_TYPES:
                     raise ValueError(content_type)
@@ -54,6 +55,7 @@ def read_image(path: Path, settings: Settings) -> Picture:
         content_type=content_type,
         metadata=metadata,
         lost=lost,
+        is_linear=is_linear,
     )
 
 

@@ -90,6 +90,7 @@ def _image(talk: Talk, told: dict[str, Any]) -> None:
             "type": picture.pixels.dtype.name,
             "has_alpha": picture.alpha is not None,
             "is_grey": picture.is_grey,
+            "is_linear": picture.is_linear,
             "content_type": picture.content_type,
             "lost": picture.lost,
             "png_chunks": [kind.hex() for kind, _ in about.png_chunks],
