@@ -22,7 +22,8 @@ from av.video.stream import VideoStream
 from service.errors import BadInput
 from service.media.colour import depth_of, from_rgb, nearest_pixel_format, tags_for
 from service.media.formats import CODECS
-from service.media.head import VideoHead
+from service.media.hdr import encoder_options
+from service.media.head import TOP_FIRST, VideoHead
 from service.media.planes import Pixels
 from service.media.tracks import foreign_tags
 
@@ -100,16 +101,22 @@ class Encoder:
         if quality is not None:
             options["crf"] = str(quality)
         rate = min(like.rate or Fraction(25), Fraction(_MAX_RATE))
+        self.pixel_format = nearest_pixel_format(spec.name, like, whole_chroma=spec.whole_chroma)
+        self._tell_light(like, options)
+        field_order = self._field_order(like)
+        if field_order is not None and codec == "h264":
+            _add(options, "x264-params", "tff=1" if field_order == TOP_FIRST else "bff=1")
         stream = out.add_stream(spec.name, rate=rate, options=options)
         assert isinstance(stream, VideoStream)
         self.stream = stream
         context = stream.codec_context
         context.width, context.height = like.width, like.height
-        self.pixel_format = nearest_pixel_format(spec.name, like, whole_chroma=spec.whole_chroma)
         context.pix_fmt = self.pixel_format
         self._tags, self._coding = tags_for(like, self.pixel_format)
         self._tags.put_on(context)
         context.time_base = stream.time_base = like.time_base
+        if field_order is not None:
+            context.field_order = field_order
         context.thread_count = 0
         context.thread_type = "AUTO"
         aspect = like.aspect
@@ -121,6 +128,8 @@ class Encoder:
             context.codec_tag = "hvc1"  # the only one of its two names that Apple's players know
         if like.display_matrix:
             stream.set_display_matrix(like.display_matrix)
+        elif like.rotation:
+            stream.set_display_rotation(like.rotation)
         stream.metadata.update(foreign_tags(like.tags))
         stream.disposition = Disposition(like.disposition) & ~Disposition.attached_pic
         depth = depth_of(like.format)
@@ -185,6 +194,31 @@ class Encoder:
         except av.FFmpegError as err:
             raise failure(f"{self.codec} cannot encode the last frames", err) from None
 
+    def _tell_light(self, like: VideoHead, options: dict[str, str]) -> None:
+        """Have the encoder say what displays are told of HDR."""
+        if not like.mastering and not like.light:
+            return
+        told = encoder_options(self.codec, like.mastering, like.light)
+        if told is not None:
+            for name, value in told.items():
+                _add(options, name, value)
+            return
+        if like.mastering:
+            self.lost.append("HDR mastering display")
+        if like.light:
+            self.lost.append("HDR content light level")
+
+    def _field_order(self, like: VideoHead) -> int | None:
+        """The order to tell; None of a video of whole frames, and where it cannot be told."""
+        if not like.is_interlaced:
+            return None
+        lines = like.height % (128 // VideoFormat(self.pixel_format, 64, 64).chroma_height())
+        # H.264 codes both fields with chroma of their own; FFV1 leaves it to the container to say which is first.
+        if like.field_order and ((self.codec == "h264" and not lines) or self.codec == "ffv1"):
+            return like.field_order
+        self.lost.append("interlacing flags")
+        return None
+
     def _moment(self, pts: int | None, duration: int) -> int:
         """The frame's own time; where it has none, or goes back, the next that an encoder accepts."""
         if pts is None:
@@ -195,6 +229,11 @@ class Encoder:
                 self.lost.append("timestamps that do not increase")
         self._last_pts = pts
         return pts
+
+
+def _add(options: dict[str, str], name: str, value: str) -> None:
+    """To an encoder's own options, which are one string."""
+    options[name] = f"{options[name]}:{value}" if name in options else value
 
 
 def failure(what: str, err: av.FFmpegError) -> Exception:

@@ -13,10 +13,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from service.job import InputFacts
+from service.media.hdr import Light, Mastering, light_in, mastering_in
 
+TOP_FIRST, BOTTOM_FIRST = 2, 3
+# What comes first on the screen, by the library's numbers of what comes first in the file and then on the screen.
+_FIELD_ORDERS = {2: TOP_FIRST, 5: TOP_FIRST, 3: BOTTOM_FIRST, 4: BOTTOM_FIRST}
 _MEANINGFUL = {  # data beside a frame that a viewer would miss, and that new frames do not have
-    SideDataType.MASTERING_DISPLAY_METADATA: "HDR mastering display",
-    SideDataType.CONTENT_LIGHT_LEVEL: "HDR content light level",
     SideDataType.DYNAMIC_HDR_PLUS: "HDR10+ metadata",
     SideDataType.DOVI_METADATA: "Dolby Vision metadata",
     SideDataType.A53_CC: "closed captions",
@@ -40,6 +42,10 @@ class VideoHead:
     rotation: int  # degrees, counter-clockwise, by which players turn the frames
     display_matrix: tuple[int, ...] | None  # nine numbers that say the same, and mirroring, as containers do
     aspect: Fraction | None  # of a pixel
+    is_interlaced: bool
+    field_order: int | None  # of an interlaced one, where it is told
+    mastering: Mastering | None
+    light: Light | None
     disposition: int
     tags: dict[str, str]  # of the picture track
     beside: tuple[str, ...]  # what the frames carry, and new ones do not, in words
@@ -53,6 +59,7 @@ def head_of(
     stream: VideoStream, first: VideoFrame, facts: InputFacts, time_base: Fraction, rate: Fraction | None
 ) -> VideoHead:
     """The head of an opened video."""
+    field_order = _field_order(stream)
     return VideoHead(
         facts=facts,
         width=first.width,
@@ -67,6 +74,10 @@ def head_of(
         rotation=int(first.rotation),
         display_matrix=_display_matrix(first),
         aspect=stream.sample_aspect_ratio,
+        is_interlaced=first.interlaced_frame or field_order is not None,  # some tell it in the container alone
+        field_order=field_order,
+        mastering=next(map(mastering_in, _data(first, SideDataType.MASTERING_DISPLAY_METADATA)), None),
+        light=next(map(light_in, _data(first, SideDataType.CONTENT_LIGHT_LEVEL)), None),
         disposition=int(stream.disposition),
         tags=dict(stream.metadata),
         beside=tuple(_lost_beside(stream, first)),
@@ -78,17 +89,22 @@ def _lost_beside(stream: VideoStream, first: VideoFrame) -> list[str]:
     has_alpha = any(component.is_alpha for component in first.format.components)
     if has_alpha or stream.metadata.get("alpha_mode") == "1":
         lost.append("transparency")
-    if first.interlaced_frame:
-        lost.append("interlacing flags")
     return lost
+
+
+def _field_order(stream: VideoStream) -> int | None:
+    if stream.codec_context.codec.canonical_name == "dvvideo":
+        return BOTTOM_FIRST  # always (SMPTE 314M), so nothing in the file says it
+    return _FIELD_ORDERS.get(stream.codec_context.field_order)
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
     """How the picture is to be turned and mirrored for display, as containers say it."""
-    for side in _beside(frame):
-        if side.type == SideDataType.DISPLAYMATRIX:
-            return struct.unpack("=9i", bytes(side))
-    return None
+    return next((struct.unpack("=9i", data) for data in _data(frame, SideDataType.DISPLAYMATRIX)), None)
+
+
+def _data(frame: VideoFrame, kind: SideDataType) -> list[bytes]:
+    return [bytes(side) for side in _beside(frame) if side.type == kind]
 
 
 def _beside(frame: VideoFrame) -> Iterator[SideData]:
