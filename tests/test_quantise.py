@@ -1,5 +1,6 @@
 """Does a network in 8-bit integers restore nearly what it does in float32, and leave the picture itself alone?"""
 
+import logging
 import sys
 
 import cv2
@@ -67,6 +68,14 @@ def test_quantising_twice_gives_the_same_results_from_half_the_bytes(quantised, 
         for made in (quantised, again)
     )
     assert np.array_equal(first, second)
+
+
+def test_quantising_leaves_the_logs_of_others_alone(quantised, caplog):
+    assert quantised
+    logging.getLogger("service.test").warning("is heard")
+    logging.getLogger("nncf").warning("is not")
+    assert caplog.messages == ["is heard"]
+    assert type(logging.getLogger("somebody.new")) is logging.Logger
 
 
 def test_calibration_tiles_are_cut_from_the_pictures_with_noise_of_every_level(pictures):

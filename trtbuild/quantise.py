@@ -91,11 +91,15 @@ def quantise(graph: bytes, tiles: Sequence[Tile]) -> bytes:
     Raises:
         NeedsExtra: NNCF is not installed.
     """
+    kind_of_logger = logging.getLoggerClass()
     try:
         import nncf
     except ModuleNotFoundError as err:
         raise NeedsExtra(f"{err.name} is not installed; it comes with: pip install 'quietframe[int8]'") from err
-    nncf.set_log_level(logging.ERROR)
+    finally:
+        logging.setLoggerClass(kind_of_logger)  # nncf puts its own in, for every library there is
+    # Not nncf.set_log_level: that sets the level of every handler too, whoever it is shared with.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     model = the_core().read_model(graph)
     inputs = {port.get_any_name() for port in model.inputs}
     given = [{name: value for name, value in (("noisy", t.noisy), ("sigma", t.sigma)) if name in inputs} for t in tiles]
