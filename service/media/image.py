@@ -4,6 +4,7 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**40))
 import cv2
 
 from service.errors import BadInput
+from service.media import blocks as beside
 from service.media import light, tiff, tiff_samples
 from service.media.formats import IMAGES, image_format_for
 from service.media.held import Source
@@ -31,6 +33,15 @@ _WEBP_QUALITY = 90
 _JPEG_ROOM = {"exif": 65533 - 6, "icc": 65533 - 14, "xmp": 65533}
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _KEEPS_METADATA = ("png", "jpeg", "webp")
+_KEEPS_SCALE = ("png", "jpeg", "tiff", "bmp")
+_WORDS = {"exif": "EXIF", "xmp": "XMP", "icc": "ICC profile"}
+_SOUND = {"exif": beside.is_sound_exif, "xmp": beside.is_sound_xmp, "icc": beside.is_sound_profile}
+_CODES = {
+    "exif": cv2.IMAGE_METADATA_EXIF,
+    "xmp": cv2.IMAGE_METADATA_XMP,
+    "icc": cv2.IMAGE_METADATA_ICCP,
+}
+_PNG_CHUNKS = {"exif": (b"eXIf",), "xmp": (b"iTXt", b"zTXt", b"tEXt"), "icc": (b"iCCP",)}
 # Said about how the pixels are to be shown, and by whom: copied from PNG to PNG. Profiles and EXIF go their own way.
 # The words name what another format does not get; of colours only what no reader would assume by itself.
 _PNG_KEPT = {
@@ -40,6 +51,7 @@ _PNG_KEPT = {
     b"pHYs": "resolution",
 }
 _TIFF_SCALE = (282, 283, 296)  # resolution across and down, and its unit
+_INCH_M = 0.0254
 _PNG_KEPT_BYTES = 16 * 1024**2
 _PNG_AFTER_HEADER = 8 + 25  # signature, IHDR
 _TIFF_WANTED = {
@@ -58,6 +70,8 @@ class Metadata:
     icc: bytes | None = None
     png_chunks: tuple[tuple[bytes, bytes], ...] = ()  # type, and the whole chunk, ready to be put into another PNG
     tiff_tags: dict[int, tiff.Tag] = field(default_factory=dict)
+    jpeg_segments: beside.Segments = ()
+    dpi: tuple[float, float] | None = None  # across and down, as pixels are stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +139,16 @@ def read_image(path: Source, settings: Settings) -> Picture:
         is_linear = _png_is_linear(dict(chunks)) if is_linear is None else is_linear
     elif kind == "image/bmp" and alpha is not None and not alpha.any():
         alpha = None  # a fourth byte that means nothing
+    segments: beside.Segments = ()
+    dpi, lost = None, []
+    if kind == "image/jpeg":
+        segments, dpi, lost = beside.jpeg_segments(data)
+        if _jpeg_components(data) == 4:
+            lost.append("CMYK colours")
+    elif kind == "image/png":
+        dpi = _png_dpi(dict(chunks))
+    elif kind == "image/bmp":
+        dpi = _bmp_dpi(data)
     return Picture(
         pixels=pixels,
         alpha=alpha,
@@ -135,7 +159,10 @@ def read_image(path: Source, settings: Settings) -> Picture:
             xmp=found.get(cv2.IMAGE_METADATA_XMP, b"").removeprefix(_JPEG_XMP).rstrip(b"\0") or None,
             icc=icc,
             png_chunks=chunks,
+            jpeg_segments=segments,
+            dpi=dpi,
         ),
+        lost=tuple(lost),
         is_linear=bool(is_linear),
     )
 
@@ -177,20 +204,27 @@ def write_image(
         planes = upright(planes, tiff.orientation_of(like.metadata.exif))
     planes = np.ascontiguousarray(planes)
     params = _params(name, quality, planes.dtype)
-    blocks = _blocks(meta, name)
-    encoded = _encode(spec.suffix, planes, params, blocks)
-    if encoded is None and blocks:
-        # The encoder checks profiles, and refuses the picture for a broken one.
-        if meta.exif:
-            planes = np.ascontiguousarray(upright(planes, tiff.orientation_of(meta.exif)))
-        lost.append("metadata")
-        encoded = _encode(spec.suffix, planes, params, {})
+    refused = _refused_blocks(name, planes, params, _blocks(meta, name))
+    for what in refused:
+        meta = replace(meta, **{what: None})
+        lost.append(_WORDS[what])
+    if "exif" in refused:
+        planes = np.ascontiguousarray(upright(planes, tiff.orientation_of(like.metadata.exif)))
+    encoded = _encode(spec.suffix, planes, params, _blocks(meta, name))
     if encoded is None:
         raise BadInput(f"{name} cannot hold an image of {planes.shape[1]}x{planes.shape[0]} pixels")
-    if name == "png" and meta.png_chunks:
-        chunks = b"".join(chunk for _, chunk in meta.png_chunks)
-        encoded = encoded[:_PNG_AFTER_HEADER] + chunks + encoded[_PNG_AFTER_HEADER:]
+    turned = bool(like.metadata.exif) and not meta.exif and tiff.orientation_of(like.metadata.exif) >= 5
+    dpi = meta.dpi[::-1] if meta.dpi and turned else meta.dpi
+    if name == "png":
+        encoded = _with_png_chunks(encoded, meta, dpi)
+    if name == "jpeg" and (meta.jpeg_segments or dpi):
+        encoded = beside.with_segments(encoded, meta.jpeg_segments, dpi)
+    if name == "bmp" and dpi:
+        told = struct.pack("<ii", *(min(round(one / _INCH_M), 2**31 - 1) for one in dpi))
+        encoded = encoded[:38] + told + encoded[46:]
     if name == "tiff":
+        if dpi and 282 not in meta.tiff_tags:
+            meta = replace(meta, tiff_tags={**meta.tiff_tags, **_tiff_scale(dpi)})
         encoded = _with_tiff_tags(encoded, meta, has_alpha=planes.ndim == 3 and planes.shape[2] == 4)
     return Encoded(encoded, spec.content_type, spec.suffix, tuple(lost))
 
@@ -219,8 +253,53 @@ def _beside_png_pixels(data: bytearray, pixels: Pixels) -> tuple[Pixels | None, 
             alpha = np.where(pixels[..., 0] == value, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
         elif kind in _PNG_KEPT and not body.startswith(b"XML:com.adobe.xmp\0") and length <= room:
             room -= length
-            kept.append((kind, struct.pack(">I", length) + kind + body + struct.pack(">I", zlib.crc32(kind + body))))
+            kept.append((kind, _png_chunk(kind, body)))
     return alpha, tuple(kept)
+
+
+def _png_dpi(chunks: dict[bytes, bytes]) -> tuple[float, float] | None:
+    if len(chunks.get(b"pHYs", b"")) != 12 + 9:
+        return None
+    across, down, unit = struct.unpack(">IIB", chunks[b"pHYs"][8:17])
+    return (across * _INCH_M, down * _INCH_M) if unit == 1 and across and down else None
+
+
+def _bmp_dpi(data: bytearray) -> tuple[float, float] | None:
+    if struct.unpack("<I", data[14:18])[0] < 40:
+        return None
+    across, down = struct.unpack("<ii", data[38:46])
+    return (across * _INCH_M, down * _INCH_M) if across > 0 and down > 0 else None
+
+
+def _tiff_dpi(page: tiff.Directory) -> tuple[float, float] | None:
+    found = []
+    for tag in _TIFF_SCALE[:2]:
+        told = page.tags.get(tag)
+        if told is None or told.type != 5 or len(told.raw) < 8:
+            return None
+        number, divisor = struct.unpack("<II", told.raw[:8])
+        if not number or not divisor:
+            return None
+        found.append(number / divisor)
+    unit = page.number(_TIFF_SCALE[2]) or 2
+    scale = {2: 1.0, 3: 2.54}.get(unit)
+    return (found[0] * scale, found[1] * scale) if scale else None
+
+
+def _jpeg_components(data: bytearray) -> int:
+    """Of a file whose frame header has been found before."""
+    at = 2
+    while at + 10 <= len(data):
+        if data[at] != 0xFF or data[at + 1] == 0xFF:
+            at += 1
+            continue
+        marker, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data[at + 9]
+        if marker in (0xD9, 0xDA):
+            break
+        at += 2 if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8 else 2 + max(size, 2)
+    return 0
 
 
 def _png_is_linear(chunks: dict[bytes, bytes]) -> bool:
@@ -308,6 +387,7 @@ def _tiff_picture(
             xmp=page.tags[tiff.XMP].raw if tiff.XMP in page.tags else None,
             icc=icc,
             tiff_tags={tag: page.tags[tag] for tag in tiff.ABOUT if tag in page.tags},
+            dpi=_tiff_dpi(page),
         ),
         lost=tuple(lost),
         is_linear=pixels.dtype.kind == "f" if is_linear is None else is_linear,
@@ -395,12 +475,18 @@ def _fitting(meta: Metadata, name: str, grey: bool, lost: list[str]) -> Metadata
         keeps["xmp"] = len(meta.xmp or b"") + len(_JPEG_XMP) <= _JPEG_ROOM["xmp"]
     # A profile speaks of the colours in the file: one for CMYK, from a CMYK input, would now be wrong.
     keeps["icc"] = keeps["icc"] and (meta.icc or b"")[16:20] == (b"GRAY" if grey else b"RGB ")
-    for kind, words in (("exif", "EXIF"), ("xmp", "XMP"), ("icc", "ICC profile")):
-        if getattr(meta, kind) and not keeps[kind]:
-            lost.append(words)
+    for kind, words in _WORDS.items():
+        if block := getattr(meta, kind):
+            keeps[kind] = keeps[kind] and _SOUND[kind](block)
+            if not keeps[kind]:
+                lost.append(words)
     said = [_PNG_KEPT[kind] for kind, _ in meta.png_chunks] if name != "png" else []
     if name != "tiff":
         said += ["resolution" if tag in _TIFF_SCALE else "text" for tag in meta.tiff_tags]
+    if name != "jpeg":
+        said += [beside.JPEG_KEPT[marker] for marker, _ in meta.jpeg_segments]
+    if meta.dpi:
+        said = [words for words in said if words != "resolution"] + ["resolution"] * (name not in _KEEPS_SCALE)
     lost += sorted({words for words in said if words})
     return Metadata(
         exif=meta.exif if keeps["exif"] else None,
@@ -408,6 +494,8 @@ def _fitting(meta: Metadata, name: str, grey: bool, lost: list[str]) -> Metadata
         icc=meta.icc if keeps["icc"] else None,
         png_chunks=meta.png_chunks,
         tiff_tags=meta.tiff_tags,
+        jpeg_segments=meta.jpeg_segments,
+        dpi=meta.dpi,
     )
 
 
@@ -440,25 +528,57 @@ def _params(name: str, quality: int | None, dtype: "np.dtype[Any]") -> list[int]
     return []
 
 
-def _blocks(meta: Metadata, name: str) -> dict[int, bytes]:
+def _blocks(meta: Metadata, name: str) -> dict[str, bytes]:
     """The metadata as the encoder takes it."""
     if name not in _KEEPS_METADATA:
         return {}
     # It takes XMP as it stands in the file: behind its name in JPEG, and ended by a zero in PNG.
     xmp = {"jpeg": _JPEG_XMP + (meta.xmp or b""), "png": (meta.xmp or b"") + b"\0"}.get(name, meta.xmp)
-    named = {
-        cv2.IMAGE_METADATA_EXIF: meta.exif,
-        cv2.IMAGE_METADATA_XMP: xmp if meta.xmp else None,
-        cv2.IMAGE_METADATA_ICCP: meta.icc,
-    }
-    return {kind: block for kind, block in named.items() if block}
+    named = {"exif": meta.exif, "xmp": xmp if meta.xmp else None, "icc": meta.icc}
+    return {what: block for what, block in named.items() if block}
 
 
-def _encode(suffix: str, planes: Pixels, params: list[int], blocks: dict[int, bytes]) -> bytes | None:
-    try:
-        done, encoded = cv2.imencodeWithMetadata(
-            suffix, planes, list(blocks), [np.frombuffer(block, np.uint8) for block in blocks.values()], params
+def _refused_blocks(name: str, planes: Pixels, params: list[int], blocks: dict[str, bytes]) -> list[str]:
+    """Those that the encoder will not have, or leaves out without a word; a pixel is enough to see it.
+
+    It checks profiles, and would refuse the picture for a broken one.
+    """
+    refused = []
+    corner = np.ascontiguousarray(planes[:1, :1])
+    for what, block in blocks.items():
+        made = _encode(IMAGES[name].suffix, corner, params, {what: block})
+        kinds = {kind for kind, _, _ in png_chunks(BytesIO(made))} if made and name == "png" else None
+        if made is None or (kinds is not None and kinds.isdisjoint(_PNG_CHUNKS[what])):
+            refused.append(what)
+    return refused
+
+
+def _with_png_chunks(encoded: bytes, meta: Metadata, dpi: tuple[float, float] | None) -> bytes:
+    chunks = [chunk for _, chunk in meta.png_chunks]
+    if dpi and not any(kind == b"pHYs" for kind, _ in meta.png_chunks):
+        chunks.append(
+            _png_chunk(b"pHYs", struct.pack(">IIB", *(min(round(one / _INCH_M), 2**31 - 1) for one in dpi), 1))
         )
+    return encoded[:_PNG_AFTER_HEADER] + b"".join(chunks) + encoded[_PNG_AFTER_HEADER:]
+
+
+def _png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _tiff_scale(dpi: tuple[float, float]) -> dict[int, tiff.Tag]:
+    tags = {}
+    for tag, value in zip(_TIFF_SCALE, dpi, strict=False):
+        exact = Fraction(value).limit_denominator(10_000)
+        if 0 < exact.numerator <= 0xFFFFFFFF:
+            tags[tag] = tiff.Tag(5, 1, struct.pack("<II", exact.numerator, exact.denominator), 0)
+    return {**tags, _TIFF_SCALE[2]: tiff.Tag(3, 1, struct.pack("<H", 2), 0)} if len(tags) == 2 else {}
+
+
+def _encode(suffix: str, planes: Pixels, params: list[int], blocks: dict[str, bytes]) -> bytes | None:
+    raw = [np.frombuffer(block, np.uint8) for block in blocks.values()]
+    try:
+        done, encoded = cv2.imencodeWithMetadata(suffix, planes, [_CODES[what] for what in blocks], raw, params)
     except cv2.error:
         return None
     return bytes(encoded) if done else None

@@ -6,6 +6,7 @@ import numpy as np
 
 from service.errors import BadInput
 from service.media import tiff
+from service.media.blocks import JPEG_KEPT
 from service.media.formats import IMAGES
 from service.media.image import Metadata, Picture
 from service.media.sniff import check_pixels, probe_image
@@ -14,6 +15,7 @@ from service.sandbox.wire import Message
 from service.settings import Settings
 
 HEEDED = ("max_image_pixels",)  # the settings that decoding an image heeds
+_MOST_DPI = 2.0**40
 _CONTENT_TYPES = {spec.content_type for spec in IMAGES.values()}
 _TYPES = {name: np.dtype(name) for name in ("uint8", "uint16", "float32")}
 
@@ -67,14 +69,21 @@ def _measured(message: Message) -> tuple[int, int, "np.dtype[np.generic]", bool]
 
 
 def _metadata(message: Message) -> Metadata:
-    """Blocks come in a row: EXIF, XMP, ICC, then PNG's chunks, then TIFF's values."""
+    """Blocks come in a row: EXIF, XMP, ICC, then PNG's chunks, TIFF's values, JPEG's segments."""
     blocks = [bytes(block) for block in message.blocks]
     exif, xmp, icc, *others = blocks
     kinds = [bytes.fromhex(kind) for kind in message.said["png_chunks"]]
     tags = [tuple(int(part) for part in tag) for tag in message.said["tiff_tags"]]
-    if len(others) != len(kinds) + len(tags):
+    markers = [int(marker) for marker in message.said["jpeg_segments"]]
+    if len(others) != len(kinds) + len(tags) + len(markers) or set(markers) - set(JPEG_KEPT):
         raise ValueError(f"{len(blocks)} blocks")
-    values = others[len(kinds) :]
+    values = others[len(kinds) : len(kinds) + len(tags)]
+    dpi = message.said["dpi"]
+    if dpi is not None:
+        across, down = (float(one) for one in dpi)
+        dpi = (across, down)
+        if not all(0 < one < _MOST_DPI for one in dpi):
+            raise ValueError(f"{dpi} dots per inch")
     return Metadata(
         exif=exif or None,
         xmp=xmp or None,
@@ -84,4 +93,6 @@ def _metadata(message: Message) -> Metadata:
             number: tiff.Tag(kind, count, raw, offset)
             for (number, kind, count, offset), raw in zip(tags, values, strict=True)
         },
+        jpeg_segments=tuple(zip(markers, others[len(kinds) + len(tags) :], strict=True)),
+        dpi=dpi,
     )

@@ -82,6 +82,7 @@ def _image(talk: Talk, told: dict[str, Any]) -> None:
     blocks = [about.exif or b"", about.xmp or b"", about.icc or b""]
     blocks += [chunk for _, chunk in about.png_chunks]
     blocks += [tag.raw for tag in about.tiff_tags.values()]
+    blocks += [segment for _, segment in about.jpeg_segments]
     if sum(map(len, blocks)) > wire.MOST_BYTES:
         raise MemoryError
     talk.say(
@@ -94,6 +95,8 @@ def _image(talk: Talk, told: dict[str, Any]) -> None:
             "content_type": picture.content_type,
             "lost": picture.lost,
             "png_chunks": [kind.hex() for kind, _ in about.png_chunks],
+            "jpeg_segments": [marker for marker, _ in about.jpeg_segments],
+            "dpi": about.dpi,
             "tiff_tags": [[number, tag.type, tag.count, tag.offset] for number, tag in about.tiff_tags.items()],
         },
         *blocks,
