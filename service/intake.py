@@ -76,7 +76,7 @@ class Intake:
         check_options(asked.kind, spec, asked.options)
 
         blob, facts = await self._take_in(asked.kind, asked.content)
-        _check_output(asked.kind, asked.options, facts.content_type)  # again, now that `same` means something
+        _check_output(asked.kind, asked.options, facts.content_type, facts)  # again, now that `same` means something
         reference = None
         if asked.reference is not None:
             try:
@@ -158,8 +158,10 @@ def check_options(kind: Kind, spec: DenoiserSpec, options: Options, content_type
     _check_output(kind, options, content_type)
 
 
-def _check_output(kind: Kind, options: Options, content_type: str | None = None) -> None:
-    formats.validate_output(kind, options.format, options.codec, options.crf, options.quality, content_type)
+def _check_output(
+    kind: Kind, options: Options, content_type: str | None = None, source: InputFacts | None = None
+) -> None:
+    formats.validate_output(kind, options.format, options.codec, options.crf, options.quality, content_type, source)
 
 
 def safe_stem(file_name: str) -> str:

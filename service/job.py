@@ -49,7 +49,7 @@ class Options(_Frozen):
         "same", description="Container of the result; `same` keeps the input's where it can be written."
     )
     quality: int | None = Field(None, description="Of JPEG and WebP, 1 to 100.")
-    codec: str | None = Field(None, description="Video codec; null lets the container choose.")
+    codec: str | None = Field(None, description="Video codec; null keeps the input's own where the result can have it.")
     crf: int | None = Field(None, description="Constant rate factor of the video codec.")
     estimate: bool = Field(False, description="Estimate the PSNR though there is no reference, whatever it costs.")
     side_by_side: bool = Field(False, description="The result's left half is left as it was, to compare.")
@@ -65,6 +65,8 @@ class InputFacts(_Frozen):
     frames: int | None = Field(None, description="Frames of a video, as its header says; null if it does not say.")
     frame_rate: str | None = Field(None, description="Frames per second as a fraction, such as 30000/1001.")
     has_audio: bool | None = Field(None, description="Whether a video has an audio track.")
+    codec: str | None = Field(None, description="Of a video's picture, such as h264, hevc or prores.")
+    bit_depth: int | None = Field(None, description="Bits of a video's deepest component.")
     lost: list[str] = Field([], description="What of the input the result could not keep; told when the job is done.")
 
 

@@ -122,7 +122,7 @@ class VideoForm(JobFields):
     codec: str | None = Field(
         None,
         max_length=20,
-        description=f"Video codec, one of {', '.join(CODECS)}; left out, the container chooses.",
+        description=f"Video codec, one of {', '.join(CODECS)}; left out, the input's own where the result can have it.",
         examples=["h264"],
     )
     crf: int | None = Field(

@@ -24,7 +24,7 @@ from service.media.colour import depth_of, from_rgb, nearest_pixel_format, tags_
 from service.media.formats import CODECS
 from service.media.hdr import encoder_options
 from service.media.head import TOP_FIRST, VideoHead
-from service.media.planes import Pixels
+from service.media.planes import Pixels, layout_of
 from service.media.tracks import foreign_tags
 
 MUXERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm"}
@@ -49,22 +49,17 @@ class _Spec:
     name: str
     options: dict[str, str]
     whole_chroma: bool = False  # its sizes must be multiples of the chroma subsampling
-    smallest: tuple[int, int] = (1, 1)  # width and height
 
 
 # The denoiser needs the machine more than the encoder does, so presets are fast throughout. Measured on 960x540 camera
 # video (ms of CPU a frame, relative size): x264 veryfast 7 and 1.0, faster 12 and 1.2, medium 19 and 1.2; VP9 realtime
 # 12 and 1.1, good 43 and 0.9; x265 veryfast 25 and 0.6; SVT-AV1 9 10 and 0.8.
-# x265 writes beyond its buffers where frames are up to 48 pixels wide, and SVT-AV1 fails where they are up to 18, and
-# neither says so (PyAV 18.1, seen with glibc's malloc checks): both are given whole blocks.
 # x265 notes its options and the processor beside the parameter sets (info); segments from several machines could then
 # not be joined, for these must be equal.
 _SPECS = {
     "h264": _Spec("libx264", {"preset": "veryfast"}, whole_chroma=True),
-    "hevc": _Spec(
-        "libx265", {"preset": "veryfast", "x265-params": "log-level=none:info=0"}, whole_chroma=True, smallest=(64, 64)
-    ),
-    "av1": _Spec("libsvtav1", {"preset": "9"}, smallest=(64, 64)),
+    "hevc": _Spec("libx265", {"preset": "veryfast", "x265-params": "log-level=none:info=0"}, whole_chroma=True),
+    "av1": _Spec("libsvtav1", {"preset": "9"}),
     "vp9": _Spec("libvpx-vp9", {"deadline": "realtime", "cpu-used": "5", "row-mt": "1"}),
     "ffv1": _Spec("ffv1", {"level": "3", "slicecrc": "1"}),
 }
@@ -79,14 +74,9 @@ class Encoder:
         Args:
             like: Gives size, colour, rotation, shape of pixels and tags.
             container: The key into `VIDEOS` of the file that the packets end in.
-
-        Raises:
-            BadInput: The codec cannot hold frames of this size.
+            codec: One that the container holds, for frames of this size.
         """
         spec = _SPECS[codec]
-        if like.width < spec.smallest[0] or like.height < spec.smallest[1]:
-            width, height = spec.smallest
-            raise BadInput(f"frames are {like.width}x{like.height}; {codec} needs at least {width}x{height}")
         self.codec = codec
         self.lost: list[str] = []
         self._out = out
@@ -132,9 +122,7 @@ class Encoder:
             stream.set_display_rotation(like.rotation)
         stream.metadata.update(foreign_tags(like.tags))
         stream.disposition = Disposition(like.disposition) & ~Disposition.attached_pic
-        depth = depth_of(like.format)
-        if depth_of(VideoFormat(self.pixel_format)) < min(depth, 16):
-            self.lost.append(f"{depth} bit depth")
+        self.lost += _lost_of(like.format, VideoFormat(self.pixel_format, like.width, like.height))
 
     @property
     def wrote(self) -> bool:
@@ -229,6 +217,20 @@ class Encoder:
                 self.lost.append("timestamps that do not increase")
         self._last_pts = pts
         return pts
+
+
+def _lost_of(source: VideoFormat, made: VideoFormat) -> list[str]:
+    """What of a pixel format another cannot hold."""
+    lost = []
+    depth = depth_of(source)
+    if depth_of(made) < min(depth, 16):
+        lost.append(f"{depth} bit depth")
+    if source.is_rgb and not made.is_rgb:
+        lost.append(f"RGB (now {made.name})")
+    before, after = layout_of(source.name), layout_of(made.name)
+    if before and after and not before.is_grey and (after.across > before.across or after.down > before.down):
+        lost.append(f"chroma of {before.name} (now {after.name})")
+    return lost
 
 
 def _add(options: dict[str, str], name: str, value: str) -> None:

@@ -23,6 +23,7 @@ from av.video.stream import VideoStream
 
 from service.errors import BadInput, FrameTooLarge, Indivisible
 from service.job import InputFacts
+from service.media.colour import depth_of
 from service.media.head import head_of
 from service.media.sniff import HEAD_BYTES, check_pixels, content_type_of, unknown_format
 from service.settings import Settings
@@ -156,6 +157,8 @@ class OpenVideo:
             frames=self.stream.frames or None,
             frame_rate=f"{self.rate.numerator}/{self.rate.denominator}" if self.rate else None,
             has_audio=bool(self.container.streams.audio),
+            codec=self.stream.codec_context.codec.canonical_name,
+            bit_depth=depth_of(self.first.format),
         )
         self.head = head_of(self.stream, self.first, self.facts, self.time_base, self.rate)
 

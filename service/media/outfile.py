@@ -13,7 +13,7 @@ from av.packet import Packet
 
 from service.media.encoder import MILLISECOND_MUXERS, MUXERS, Encoder, failure
 from service.media.finishing import Finishing
-from service.media.formats import VIDEOS, codec_for, container_for
+from service.media.formats import VIDEOS, video_output
 from service.media.held import HeldFile, Source
 from service.media.opening import OpenVideo
 from service.media.tracks import Tracks, foreign_tags
@@ -48,8 +48,7 @@ class OutFile(Finishing):
         Raises:
             BadInput: Container and codec do not go together, or the codec cannot hold frames of this size.
         """
-        container = container_for(format, like.facts.content_type, codec)
-        named = codec_for(container, codec)
+        container, named = video_output(like.facts, format, codec, crf)
         self.content_type = VIDEOS[container].content_type
         self.suffix = VIDEOS[container].suffix
         self._path = path

@@ -25,7 +25,7 @@ from av.packet import Packet
 from service.errors import BadInput, Indivisible
 from service.media.encoder import MUXERS, Encoder
 from service.media.finishing import Finishing
-from service.media.formats import codec_for, container_for
+from service.media.formats import video_output
 from service.media.tracks import Sink
 from service.media.video import Frame, Original
 
@@ -88,8 +88,7 @@ class SegmentWriter(Finishing):
         Raises:
             BadInput: Container and codec do not go together, or the codec cannot hold frames of this size.
         """
-        container = container_for(format, like.facts.content_type, codec)
-        named = codec_for(container, codec)
+        container, named = video_output(like.facts, format, codec, crf)
         self._path = path
         self._part = path.with_name(path.name + ".part")
         self._count = 0

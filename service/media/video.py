@@ -201,7 +201,7 @@ class VideoWriter(Finishing):
             path: Where the finished file goes, whatever its suffix.
             like: The noisy video: gives size, colour, rotation, metadata and the tracks to copy.
             format: `same` keeps mp4, mkv, mov and webm; of others it makes mp4 where that holds the codec, else mkv.
-            codec: None takes vp9 for webm and h264 elsewhere.
+            codec: None takes the source's own where the container holds it, else its first; see `codec_for`.
             crf: None takes the codec's default, 18 for h264.
 
         Raises:

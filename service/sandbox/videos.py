@@ -17,7 +17,7 @@ from service.job import Part
 from service.media.colour import depth_of
 from service.media.encoder import MUXERS, Encoder
 from service.media.finishing import Finishing
-from service.media.formats import VIDEOS, codec_for, container_for
+from service.media.formats import VIDEOS, video_output
 from service.media.probe import HEEDED
 from service.media.sniff import check_pixels
 from service.media.timeline import Timeline
@@ -128,8 +128,7 @@ class OutFile(Finishing):
         crf: int | None,
     ) -> None:
         """As there."""
-        container = container_for(format, like.facts.content_type, codec)
-        named = codec_for(container, codec)
+        container, named = video_output(like.facts, format, codec, crf)
         self.content_type = VIDEOS[container].content_type
         self.suffix = VIDEOS[container].suffix
         self._path = path
