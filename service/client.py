@@ -6,9 +6,13 @@
         job = quietframe.submit_video(Path("noisy.mp4"))
         job = quietframe.wait(job.id, on_progress=print)
         quietframe.download(job, Path("restored.mp4"))
+        with quietframe.stream(frames, width=1280, height=720) as live:
+            for restored in live:
+                show(restored.pixels)
 
-Needs httpx and pydantic, nothing else of the service. A line that breaks while a job is followed or fetched is taken up
-where it broke; a video is handed in under a key of its own, so that one sent twice is one job.
+Needs httpx and pydantic, for streams grpcio, and nothing else of the service. A line that breaks while a job is
+followed or fetched is taken up where it broke; a video is handed in under a key of its own, so that one sent twice is
+one job.
 """
 
 import asyncio
@@ -16,17 +20,21 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import httpx
 
 from models.errors import QuietframeError
+from service.errors import problem_named
 from service.job import JobDocument, JobState, Progress
+
+if TYPE_CHECKING:  # loaded when the first stream is opened: jobs and images need no gRPC
+    from service.rpc.calling import AsyncLiveStream, Call, Frame, LiveStream, PixelFormat
 
 File = Path | bytes | BinaryIO
 OnProgress = Callable[[Progress], object]
@@ -198,6 +206,42 @@ class Client:
         """What was measured of each frame of a video: csv, json or svg."""
         return self._ask("GET", f"/jobs/{job_id}/frames", params={"format": form}).content
 
+    def stream(
+        self,
+        frames: "Iterable[Frame]",
+        *,
+        width: int,
+        height: int,
+        pixel_format: "PixelFormat" = "rgb8",
+        in_flight: int | None = None,
+        timeout_s: float | None = None,
+        address: str | None = None,
+        **fields: Any,
+    ) -> "LiveStream":
+        """Have live frames restored as they come, over gRPC; the stream is open when this returns.
+
+        Args:
+            frames: all pixels of each, [height, width, 3] RGB, a byte a value, or two with the lower one first. They
+                are taken one by one in a thread, each when there is room for it: who is too fast is held back.
+            width: of all of them.
+            height: likewise.
+            pixel_format: likewise.
+            in_flight: frames that may be without an answer, at most; left out, as many as keep the service busy. Fewer
+                come back sooner, and fewer a second.
+            timeout_s: how long the stream may last.
+            address: `host:port` of the service's gRPC; left out, it is asked for.
+            fields: model, sigma, strength.
+
+        Raises, as does iterating:
+            ServerProblem, ServerAway
+        """
+        from service.rpc.calling import LiveStream
+
+        if address is None:
+            address = _rpc_address(self._http.base_url, self._ask("GET", "/"))
+        call = _call(self._http, address, width, height, pixel_format, in_flight, timeout_s, fields)
+        return LiveStream(call, frames, _rpc_problem)
+
     def _post(self, path: str, file: File, reference: File | None, fields: dict[str, Any]) -> httpx.Response:
         with ExitStack() as opened:
             return self._ask("POST", path, **_upload(path, file, reference, fields, opened))
@@ -299,6 +343,27 @@ class AsyncClient:
     async def frames(self, job_id: str, form: str = "csv") -> bytes:
         return (await self._ask("GET", f"/jobs/{job_id}/frames", params={"format": form})).content
 
+    def stream(
+        self,
+        frames: "AsyncIterable[Frame] | Iterable[Frame]",
+        *,
+        width: int,
+        height: int,
+        pixel_format: "PixelFormat" = "rgb8",
+        in_flight: int | None = None,
+        timeout_s: float | None = None,
+        address: str | None = None,
+        **fields: Any,
+    ) -> "AsyncLiveStream":
+        """As `Client.stream`; opened by `async with`."""
+        from service.rpc.calling import AsyncLiveStream
+
+        async def call() -> "Call":
+            place = address or _rpc_address(self._http.base_url, await self._ask("GET", "/"))
+            return _call(self._http, place, width, height, pixel_format, in_flight, timeout_s, fields)
+
+        return AsyncLiveStream(call, frames, _rpc_problem)
+
     async def _post(self, path: str, file: File, reference: File | None, fields: dict[str, Any]) -> httpx.Response:
         with ExitStack() as opened:
             return await self._ask("POST", path, **_upload(path, file, reference, fields, opened))
@@ -308,6 +373,48 @@ class AsyncClient:
             return _check(await self._http.request(method, path, **how))
         except httpx.TransportError as err:
             raise _away(self._http.base_url, err) from err
+
+
+def _rpc_address(base_url: httpx.URL, about: httpx.Response) -> str:
+    host = f"[{base_url.host}]" if ":" in base_url.host else base_url.host
+    return f"{host}:{about.json()['grpc_port']}"
+
+
+def _call(
+    http: httpx.Client | httpx.AsyncClient,
+    address: str,
+    width: int,
+    height: int,
+    pixel_format: "PixelFormat",
+    in_flight: int | None,
+    timeout_s: float | None,
+    fields: dict[str, Any],
+) -> "Call":
+    from service.rpc.calling import Call
+    from service.rpc.generated.quietframe.v1 import denoiser_pb2 as pb
+
+    said = {name: value for name, value in fields.items() if value is not None}
+    shape = pb.StreamSetup(width=width, height=height, pixel_format=f"PIXEL_FORMAT_{pixel_format.upper()}", **said)
+    key = http.headers.get("Authorization")
+    return Call(
+        address=address,
+        is_secure=http.base_url.scheme == "https",
+        setup=shape,
+        metadata=(("authorization", key),) if key else (),
+        in_flight=in_flight,
+        timeout_s=timeout_s,
+    )
+
+
+def _rpc_problem(err: Any) -> ServerProblem | ServerAway:
+    """What a `grpc.RpcError` tells, as over HTTP."""
+    detail, status = str(err.details()), err.code().name
+    if code := dict(err.trailing_metadata() or ()).get("quietframe-code"):
+        document = problem_named(str(code), detail)
+        return ServerProblem(int(str(document["status"])), document)
+    if status == "UNAVAILABLE":
+        return ServerAway(f"the service cannot be reached by gRPC, or is gone: {detail}")
+    return ServerProblem(500, {"detail": detail, "code": status.lower()})
 
 
 @dataclass(slots=True)

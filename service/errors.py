@@ -53,6 +53,18 @@ class NotReady(QuietframeError):
     """The service cannot take work now: the broker is away, or no worker is up."""
 
 
+class StreamsFull(QueueFull):
+    """Every worker has as many live streams as it takes."""
+
+
+class StreamIdle(QuietframeError):
+    """A live stream's caller sent nothing for so long that its place goes to others."""
+
+
+class StreamBroken(QuietframeError):
+    """The worker of a live stream is gone; what it had not answered is lost."""
+
+
 class LeaseLost(QuietframeError):
     """Another worker has the job now; what this one made of it must not be kept."""
 
@@ -85,6 +97,9 @@ PROBLEMS: dict[type[QuietframeError], tuple[int, str, str, bool]] = {
     ResultGone: (410, "result_gone", "The job's result is gone", False),
     JobCancelled: (409, "job_cancelled", "The job was cancelled", False),
     QueueFull: (503, "queue_full", "Too many jobs are waiting", True),
+    StreamsFull: (503, "streams_full", "All places for live streams are taken", True),
+    StreamIdle: (408, "stream_idle", "The live stream was silent for too long", True),
+    StreamBroken: (503, "stream_broken", "The live stream broke off", True),
     NotReady: (503, "not_ready", "The service is not ready", True),
     NeedsExtra: (503, "needs_extra", "An optional part is not installed", False),
     QuietframeError: (500, "failed", "Denoising failed", True),
@@ -103,6 +118,13 @@ def problem_of(err: Exception) -> dict[str, object]:
             status, code, title, retryable = PROBLEMS[cls]
             return problem(status, code, title, str(err), retryable=retryable)
     return problem(500, "failed", "Denoising failed", "an unexpected error; the service's log has it", retryable=True)
+
+
+def problem_named(code: str, detail: str) -> dict[str, object]:
+    """The problem document of a stable code, as where only the code has come along; an unknown one is as `failed`."""
+    rows = {row[1]: row for row in PROBLEMS.values()}
+    status, _, title, retryable = rows.get(code, PROBLEMS[QuietframeError])
+    return problem(status, code, title, detail, retryable=retryable)
 
 
 def problem(status: int, code: str, title: str, detail: str, *, retryable: bool = False) -> dict[str, object]:

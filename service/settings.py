@@ -200,6 +200,19 @@ class Settings(BaseSettings):
     )
     max_queued_jobs: int = Field(10_000, ge=1, description="Jobs that may wait in one lane; more are answered 503.")
 
+    live_streams: int = Field(2, ge=0, le=64, description="Live streams that a worker takes at once; 0: none.")
+    live_host: str = Field(
+        "127.0.0.1",
+        description="Address where workers listen for live streams and the API reaches them; 0.0.0.0: all, and what is "
+        "told is that of the host's name.",
+    )
+    live_port: int = Field(
+        0, ge=0, le=65535, description="Port where a worker listens for live streams; 0 takes a free one."
+    )
+    live_idle_s: float = Field(
+        30.0, gt=0, le=3600, description="How long a live stream's caller may send nothing before the stream is ended."
+    )
+
     sync_timeout_s: float = Field(
         300.0, gt=0, le=86_400, description="How long POST /denoise/image waits for its result."
     )

@@ -27,6 +27,7 @@ from service.broker.janitor import Janitor
 from service.broker.lease import Lease, LeaseClient
 from service.errors import BadInput, Indivisible, JobCancelled, LeaseLost, NotReady, ResultGone, problem_of
 from service.job import FrameTableBlob, Job, Lane, Metrics, Outcome, Part, PartOutcome, Preview, Progress, Result
+from service.live.host import LiveHost
 from service.media.still import CONTENT_TYPE as STILL_TYPE
 from service.pipeline.denoiser import Denoiser, Tally
 from service.pipeline.images import DenoisedImage, denoise_image
@@ -112,6 +113,7 @@ class Worker:
         self._figures = WorkerFigures()
         self._shelf = Shelf(settings, makes_store=True, figures=self._figures)
         self._looked: dict[int, float] = {}  # slots without a job: when each last looked for one
+        self._live: LiveHost | None = None
         self._failed = False
 
     @contextmanager
@@ -154,11 +156,14 @@ class Worker:
 
         Raises:
             BackendUnavailable: a denoiser cannot run here.
+            CannotHost: live streams cannot come in where they are to.
         """
         started = time.time()
         slots = slots_for(self._settings.worker_lanes)
         warm_up(self._settings)
         ready = self._shelf.warm_up(self._settings.warm_models)
+        if self._settings.live_streams:
+            self._live = LiveHost(self._settings, self._shelf, lambda: self._give_up(stop))
         card = WorkerCard(
             id=self._id,
             pid=os.getpid(),
@@ -174,6 +179,7 @@ class Worker:
         threads += [Thread(target=self._shelf.improve, args=(stop.asked,), name="engines")]
         courier = Courier(self._url, self._settings)
         threads += [Thread(target=courier.run_forever, args=(stop.asked,), name="webhooks")]
+        threads += [Thread(target=_end_streams, args=(host, stop), name="live-end") for host in [self._live] if host]
         threads += [
             Thread(target=self._slot, args=(number, lanes, card if number == 0 else None, stop), name=f"slot-{number}")
             for number, lanes in enumerate(slots)
@@ -194,8 +200,8 @@ class Worker:
                 while not stop.asked.is_set():
                     self._looked[number] = time.monotonic()
                     try:
-                        # From then on the heartbeat shows it, until a model is loaded that was not there at the start.
-                        if card and (now := self._with_models(card)) != shown:
+                        # From then on the heartbeat shows it, until a model is loaded or a live stream comes or goes.
+                        if card and (now := self._as_it_stands(card)) != shown:
                             client.announce(now)
                             shown = now
                         lease = client.lease(lanes, WAIT_S)
@@ -211,13 +217,17 @@ class Worker:
         except Exception:
             # A worker that lives on with a slot less looks healthy and is not: end it all, and be started again.
             log.exception("slot %d died", number)
-            self._failed = True
-            stop.ask(self._settings.drain_s)
+            self._give_up(stop)
 
-    def _with_models(self, card: WorkerCard) -> WorkerCard:
+    def _give_up(self, stop: Stop) -> None:
+        """End, and be started again."""
+        self._failed = True
+        stop.ask(self._settings.drain_s)
+
+    def _as_it_stands(self, card: WorkerCard) -> WorkerCard:
         loaded = self._shelf.loaded()
         models = {name: ModelReady(backend=one.backend, precision=one.precision) for name, one in loaded.items()}
-        return card.model_copy(update={"models": models})
+        return card.model_copy(update={"models": models, "live": self._live.place if self._live else None})
 
     @contextmanager
     def _accounted(self, slot: int, lease: Lease) -> Iterator[Held]:
@@ -266,8 +276,7 @@ class Worker:
                 # What has failed on a GPU once fails until the process is another: end, and be started again.
                 log.exception("job %s: attempt %d: an engine failed", lease.id, lease.attempt)
                 client.retry(lease, err)
-                self._failed = True
-                stop.ask(self._settings.drain_s)
+                self._give_up(stop)
             except Exception as err:
                 if _is_no_fault_of_the_job(err) and lease.fence - lease.attempt < MOST_PAUSES:
                     log.warning("job %s: handed back: %s", lease.id, err)
@@ -440,6 +449,12 @@ class Worker:
             lease,
             Preview(blob=blob.name, content_type=STILL_TYPE, bytes=blob.bytes, sha256=blob.sha256),
         )
+
+
+def _end_streams(host: LiveHost, stop: Stop) -> None:
+    """When the worker stops, with as much time for their last frames as jobs have."""
+    stop.asked.wait()
+    host.stop(max(0.0, stop.deadline - time.monotonic()))
 
 
 def _is_no_fault_of_the_job(err: Exception) -> bool:

@@ -465,7 +465,7 @@ class LeaseClient:
     def _show_card(self, card: WorkerCard) -> None:
         with reachable():
             pipeline = self._link.pipeline(transaction=True)
-            pipeline.execute_command("SET", keys.worker(self._worker_id), card.model_dump_json(), "PX", self._ttl_ms)
+            pipeline.execute_command("SET", keys.worker(self._worker_id), card.for_broker(), "PX", self._ttl_ms)
             pipeline.execute_command("ZADD", keys.WORKERS, time.time(), self._worker_id)
             pipeline.execute()
 

@@ -58,8 +58,14 @@ class _Pipe(Generic[T]):
 
 
 @contextmanager
-def read_ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
-    """Read `items` in a thread, at most `depth` ahead. What reading raises is raised to who takes the next item."""
+def read_ahead(items: Iterable[T], depth: int, *, waits: bool = True) -> Iterator[Iterator[T]]:
+    """Read `items` in a thread, at most `depth` ahead. What reading raises is raised to who takes the next item.
+
+    Args:
+        items: what to read.
+        depth: how many may wait.
+        waits: whether leaving waits for the reading of the item in hand; without, its thread ends behind it.
+    """
     pipe: _Pipe[T] = _Pipe(depth)
     failure: list[BaseException] = []
 
@@ -86,7 +92,8 @@ def read_ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
         yield take()
     finally:
         pipe.stop()
-        thread.join()
+        if waits:
+            thread.join()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from service.rpc.generated.quietframe.v1 import denoiser_pb2 as pb
 from service.rpc.generated.quietframe.v1 import denoiser_pb2_grpc as wire
 from service.rpc.messages import job_of, options_of, state_of
 from service.rpc.problems import refuse_with
+from service.rpc.stream import denoise_stream
 from service.rpc.uploads import VideoUpload
 from service.services import Services
 
@@ -37,6 +38,11 @@ class DenoiserService(wire.DenoiserServicer):
         record, outcome = await answer_of(self._services, asked, patience_s=context.time_remaining())
         image = await asyncio.to_thread(self._read, outcome.result.blob)
         return pb.DenoiseImageResponse(image=image, content_type=outcome.result.content_type, job=job_of(record))
+
+    def DenoiseStream(
+        self, request_iterator: AsyncIterator[pb.DenoiseStreamRequest], context: Any
+    ) -> AsyncIterator[pb.DenoiseStreamResponse]:
+        return denoise_stream(self._services, request_iterator)
 
     async def SubmitVideo(
         self, request_iterator: AsyncIterator[pb.SubmitVideoRequest], context: Any

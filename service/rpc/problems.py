@@ -28,6 +28,9 @@ _STATUSES: dict[str, grpc.StatusCode] = {
     "result_gone": grpc.StatusCode.NOT_FOUND,
     "job_cancelled": grpc.StatusCode.ABORTED,  # CANCELLED is what a caller who left is told
     "queue_full": grpc.StatusCode.UNAVAILABLE,
+    "streams_full": grpc.StatusCode.UNAVAILABLE,
+    "stream_broken": grpc.StatusCode.UNAVAILABLE,
+    "stream_idle": grpc.StatusCode.DEADLINE_EXCEEDED,
     "not_ready": grpc.StatusCode.UNAVAILABLE,
     "needs_extra": grpc.StatusCode.FAILED_PRECONDITION,
     "range_not_satisfiable": grpc.StatusCode.OUT_OF_RANGE,
@@ -46,15 +49,21 @@ async def refuse(context: Any, err: Exception) -> NoReturn:
 
 async def refuse_with(context: Any, document: Mapping[str, Any], *, retry_after_s: float | None = None) -> NoReturn:
     """The same for a problem document."""
+    await context.abort(*ending_of(document, retry_after_s=retry_after_s))
+    raise AssertionError("abort always raises")
+
+
+def ending_of(
+    document: Mapping[str, Any], *, retry_after_s: float | None = None
+) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
+    """How a call ends with a problem: status, words, trailing metadata."""
     code, detail = str(document["code"]), str(document["detail"])[:_DETAIL_CHARS]
     status = status_of(document)
     details = [ErrorInfo(reason=code, domain=_DOMAIN)]
     if status is grpc.StatusCode.UNAVAILABLE:
         details.append(RetryInfo(retry_delay=Duration(seconds=math.ceil(retry_after_s or _RETRY_S))))
     told = Status(code=status.value[0], message=detail, details=[_packed(one) for one in details])
-    trailing = ((CODE_KEY, code), ("grpc-status-details-bin", told.SerializeToString()))
-    await context.abort(status, detail, trailing)
-    raise AssertionError("abort always raises")
+    return status, detail, ((CODE_KEY, code), ("grpc-status-details-bin", told.SerializeToString()))
 
 
 def status_of(document: Mapping[str, Any]) -> grpc.StatusCode:

@@ -10,6 +10,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class PixelFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PIXEL_FORMAT_UNSPECIFIED: _ClassVar[PixelFormat]
+    PIXEL_FORMAT_RGB8: _ClassVar[PixelFormat]
+    PIXEL_FORMAT_RGB16: _ClassVar[PixelFormat]
+
 class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     JOB_STATE_UNSPECIFIED: _ClassVar[JobState]
@@ -26,6 +32,9 @@ class JobKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_KIND_UNSPECIFIED: _ClassVar[JobKind]
     JOB_KIND_IMAGE: _ClassVar[JobKind]
     JOB_KIND_VIDEO: _ClassVar[JobKind]
+PIXEL_FORMAT_UNSPECIFIED: PixelFormat
+PIXEL_FORMAT_RGB8: PixelFormat
+PIXEL_FORMAT_RGB16: PixelFormat
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
@@ -81,6 +90,52 @@ class DenoiseImageResponse(_message.Message):
     content_type: str
     job: Job
     def __init__(self, image: _Optional[bytes] = ..., content_type: _Optional[str] = ..., job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
+class DenoiseStreamRequest(_message.Message):
+    __slots__ = ("setup", "frame")
+    SETUP_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    setup: StreamSetup
+    frame: bytes
+    def __init__(self, setup: _Optional[_Union[StreamSetup, _Mapping]] = ..., frame: _Optional[bytes] = ...) -> None: ...
+
+class StreamSetup(_message.Message):
+    __slots__ = ("model", "width", "height", "pixel_format", "sigma", "strength")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    PIXEL_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    SIGMA_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    width: int
+    height: int
+    pixel_format: PixelFormat
+    sigma: float
+    strength: float
+    def __init__(self, model: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., sigma: _Optional[float] = ..., strength: _Optional[float] = ...) -> None: ...
+
+class DenoiseStreamResponse(_message.Message):
+    __slots__ = ("start", "frame")
+    START_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    start: StreamStart
+    frame: bytes
+    def __init__(self, start: _Optional[_Union[StreamStart, _Mapping]] = ..., frame: _Optional[bytes] = ...) -> None: ...
+
+class StreamStart(_message.Message):
+    __slots__ = ("model", "backend", "precision", "latency_frames", "frames_in_flight")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    backend: str
+    precision: str
+    latency_frames: int
+    frames_in_flight: int
+    def __init__(self, model: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., latency_frames: _Optional[int] = ..., frames_in_flight: _Optional[int] = ...) -> None: ...
 
 class SubmitVideoRequest(_message.Message):
     __slots__ = ("video", "chunk", "reference_chunk")

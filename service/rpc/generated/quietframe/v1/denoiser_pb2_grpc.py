@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DenoiserStub:
-    """Restores images at once, and videos as jobs.
+    """Restores images at once, videos as jobs, and live frames as they come.
     """
 
     def __init__(self, channel):
@@ -39,6 +39,11 @@ class DenoiserStub:
                 '/quietframe.v1.Denoiser/DenoiseImage',
                 request_serializer=service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseImageRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseImageResponse.FromString,
+                _registered_method=True)
+        self.DenoiseStream = channel.stream_stream(
+                '/quietframe.v1.Denoiser/DenoiseStream',
+                request_serializer=service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseStreamRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseStreamResponse.FromString,
                 _registered_method=True)
         self.SubmitVideo = channel.stream_unary(
                 '/quietframe.v1.Denoiser/SubmitVideo',
@@ -68,11 +73,22 @@ class DenoiserStub:
 
 
 class DenoiserServicer:
-    """Restores images at once, and videos as jobs.
+    """Restores images at once, videos as jobs, and live frames as they come.
     """
 
     def DenoiseImage(self, request, context):
         """Restores one image. The deadline of the call bounds the waiting; who gives up, or goes, cancels the job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DenoiseStream(self, request_iterator, context):
+        """Restores frames as they come: first `setup`, then frames; back come `start`, then each frame restored, in order.
+        Frame n comes back when frame n + `start.latency_frames` has arrived, and the last ones when the caller has said that
+        no more will follow. Nothing is stored and nothing is sent twice: when the worker dies, the stream ends with
+        UNAVAILABLE, and what it had not answered is lost. Send no more than `start.frames_in_flight` frames ahead of the
+        answers: more only wait, and grow old.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +138,11 @@ def add_DenoiserServicer_to_server(servicer, server):
                     request_deserializer=service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseImageRequest.FromString,
                     response_serializer=service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseImageResponse.SerializeToString,
             ),
+            'DenoiseStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.DenoiseStream,
+                    request_deserializer=service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseStreamRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseStreamResponse.SerializeToString,
+            ),
             'SubmitVideo': grpc.stream_unary_rpc_method_handler(
                     servicer.SubmitVideo,
                     request_deserializer=service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.SubmitVideoRequest.FromString,
@@ -156,7 +177,7 @@ def add_DenoiserServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Denoiser:
-    """Restores images at once, and videos as jobs.
+    """Restores images at once, videos as jobs, and live frames as they come.
     """
 
     @staticmethod
@@ -176,6 +197,33 @@ class Denoiser:
             '/quietframe.v1.Denoiser/DenoiseImage',
             service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseImageRequest.SerializeToString,
             service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DenoiseStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/quietframe.v1.Denoiser/DenoiseStream',
+            service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseStreamRequest.SerializeToString,
+            service_dot_rpc_dot_generated_dot_quietframe_dot_v1_dot_denoiser__pb2.DenoiseStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

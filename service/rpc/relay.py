@@ -1,0 +1,17 @@
+"""How the API reaches a worker's live streams: the one call that is spoken between them."""
+
+# The messages are those of `quietframe.v1.Denoiser/DenoiseStream`; the name is another, for it is no public service.
+RESTORE = "/quietframe.internal.Live/Restore"
+TOKEN_KEY = "quietframe-live-token"  # noqa: S105 - the name of a header
+_MS = 1000
+OPTIONS = [
+    # The door that callers come through bounds their messages; an answer is as long as its frame.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Both ends learn within half a minute of the other's machine having gone without a word.
+    ("grpc.keepalive_time_ms", 20 * _MS),
+    ("grpc.keepalive_timeout_ms", 10 * _MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10 * _MS),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_http_proxy", 0),
+]
