@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from s3_server import S3Server
+from watched_service import Watched, watched_service
 
 from service.broker.embedded import EmbeddedServer, bundled_binary
 
@@ -55,6 +56,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """A service of real processes, and all that it tells of itself."""
+    with watched_service(tmp_path_factory.mktemp("watched")) as service:
+        yield service
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from service.broker.lua import script
 from service.errors import JobCancelled, LeaseLost, NotReady, problem, problem_of
 from service.job import Job, JobState, Lane, Outcome, Part, PartOutcome, Preview, Progress
 from service.settings import Settings
+from service.telemetry import logs
 
 log = logging.getLogger(__name__)
 
@@ -447,7 +448,9 @@ class LeaseClient:
         except NotReady:
             for lease in held:
                 if time.monotonic() - lease.renewed_at >= lease.ttl_s:
-                    log.warning("job %s: lease ran out, the queue's server is away", lease.job.id)
+                    log.warning(
+                        "job %s: lease ran out, the queue's server is away", lease.job.id, extra=logs.of(lease.job)
+                    )
                     self._drop(lease)  # renewed later on, a job that nobody works at any more would never end
             return
         for lease, verdict in zip(held, verdicts, strict=True):
@@ -455,7 +458,7 @@ class LeaseClient:
                 with self._state:
                     still_held = lease in self._held  # or it was settled while the answer was on its way
                 if still_held:
-                    log.warning("job %s: lease lost", lease.job.id)
+                    log.warning("job %s: lease lost", lease.job.id, extra=logs.of(lease.job))
                     self._drop(lease)
             else:
                 lease.renewed_at = sent_at

@@ -16,8 +16,8 @@ from service.telemetry import tracing
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 _about: ContextVar[Mapping[str, Any]] = ContextVar("about", default={})  # noqa: B039 - never changed in place
-# Lines from where no job is at hand name theirs in the text.
-_NAMED = re.compile(r"\bjob ([0-9a-f]{32})(?:\.([0-9]+))?\b")
+# Lines from where no job is at hand name theirs in the text; a message's number is none of a part.
+_NAMED = re.compile(r"\b(?:job ([0-9a-f]{32})(?:\.([0-9]+))?|webhook ([0-9a-f]{32})\.[0-9]+)\b")
 
 
 @contextmanager
@@ -34,6 +34,12 @@ def of(job: Job) -> dict[str, Any]:
     """The `extra` of a line about a job, logged from where that job is not what is being done."""
     trace = tracing.Trace.parse(job.trace)
     return {"about": {"job": job.id, **({"trace_id": trace.trace_id} if trace else {})}}
+
+
+def take_up(job: Job) -> None:
+    """All that the thread does from now on, to its end, is about this job."""
+    _about.set({"job": job.id})
+    tracing.go_to(job.trace)
 
 
 def set_up(level: str, form: Literal["text", "json"]) -> None:
@@ -70,7 +76,7 @@ class JsonLines(logging.Formatter):
 def _concerns(record: logging.LogRecord, message: str) -> dict[str, Any]:
     """What the line says for itself goes before what is being done where it is logged."""
     found = _NAMED.search(message)
-    named = {"job": found[1], **({"part": int(found[2])} if found[2] else {})} if found else {}
+    named = {"job": found[1] or found[3], **({"part": int(found[2])} if found[2] else {})} if found else {}
     told: Mapping[str, Any] = getattr(record, "about", None) or {}
     around = _about.get()
     if (own := {**named, **told}).get("job", around.get("job")) != around.get("job"):

@@ -2,7 +2,7 @@
 
 Every request and every job belongs to a trace (W3C Trace Context, "traceparent"): log lines bear its name, and a job
 carries it through the queue to whatever process takes it. Spans are told to a collector where OpenTelemetry is
-installed (`quietframe[otel]`) and its `OTEL_*` variables name one; otherwise none of its SDK is loaded.
+installed (`quietframe[otel]`) and its `OTEL_*` variables name one; otherwise only names are passed on.
 """
 
 import logging
@@ -102,6 +102,11 @@ _teller: Teller | None = None
 def here() -> Trace | None:
     """Where in which trace the code that asks is; None outside of all requests and jobs."""
     return _here.get()
+
+
+def go_to(under: str | None) -> None:
+    """For a thread of its own: all that it does goes under this `traceparent`."""
+    _here.set(Trace.parse(under))
 
 
 def exemplar() -> dict[str, str] | None:

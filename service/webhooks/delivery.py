@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from service.broker.outbox import Delivery, Outbox
 from service.errors import BadInput, NotReady
 from service.settings import Settings
+from service.telemetry import logs
 from service.webhooks.egress import CallFailed, Egress, Resolve, look_up
 from service.webhooks.event import event_of
 from service.webhooks.signing import signed_headers
@@ -118,11 +119,12 @@ class Courier:
                 delivery.url, allow_http=settings.webhook_allow_http, allow_private=settings.webhook_allow_private
             )
         except BadInput as err:
-            log.warning("webhook %s is not sent: %s", delivery.id, err)
+            log.warning("webhook %s is not sent: %s", delivery.id, err, extra=logs.of(delivery.record.job))
             outbox.bury(delivery, str(err))
             return None
 
     def _send(self, outbox: Outbox, egress: Egress, delivery: Delivery, target: Target, turn: Turn) -> None:
+        logs.take_up(delivery.record.job)
         try:
             try:
                 answer = self._call(egress, delivery, target)
