@@ -175,7 +175,7 @@ def denoise(
     ] = None,
     strength: Annotated[float, typer.Option(help="Share of the noise that is taken out, 0 to 1.")] = 1.0,
     reference: Annotated[Path | None, typer.Option(help="The clean original, to measure against.")] = None,
-    quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = None,
+    quality: Annotated[int | None, typer.Option(help="Of JPEG, WebP and AVIF, 1 to 100.")] = None,
     codec: Annotated[str | None, typer.Option(help="Video codec: h264, hevc, av1, vp9, ffv1.")] = None,
     crf: Annotated[int | None, typer.Option(help="Constant rate factor of the video codec.")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Estimate the PSNR without a reference.")] = False,

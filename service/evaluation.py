@@ -36,7 +36,7 @@ from trtbuild.engine import Array
 from trtbuild.open import backends
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi"})
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 REAL_NOISY, REAL_CLEAN = "_real", "_mean"  # how pairs of one noisy shot and the mean of many are named
 LEAST_SEQUENCE = 5
 ROUNDS = 5

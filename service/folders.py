@@ -21,6 +21,7 @@ FORMATS = {  # of the target's suffix
     ".webp": "webp",
     ".tif": "tiff",
     ".tiff": "tiff",
+    ".avif": "avif",
     ".mp4": "mp4",
     ".m4v": "mp4",
     ".mkv": "mkv",

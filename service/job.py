@@ -48,7 +48,7 @@ class Options(_Frozen):
     format: str = Field(
         "same", description="Container of the result; `same` keeps the input's where it can be written."
     )
-    quality: int | None = Field(None, description="Of JPEG and WebP, 1 to 100.")
+    quality: int | None = Field(None, description="Of JPEG, WebP and AVIF, 1 to 100.")
     codec: str | None = Field(None, description="Video codec; null keeps the input's own where the result can have it.")
     crf: int | None = Field(None, description="Constant rate factor of the video codec.")
     estimate: bool = Field(False, description="Estimate the PSNR though there is no reference, whatever it costs.")

@@ -55,7 +55,7 @@ def test_lossless_formats_come_back_as_they_went(suffix, read, tmp_path):
     np.testing.assert_array_equal(again(made, tmp_path).pixels, photo())
 
 
-@pytest.mark.parametrize(("into", "psnr_db"), [("jpeg", 40), ("webp", 35)])
+@pytest.mark.parametrize(("into", "psnr_db"), [("jpeg", 40), ("webp", 35), ("avif", 35)])
 def test_lossy_formats_stay_close_and_obey_quality(into, psnr_db, read, tmp_path):
     picture = read(encoded(".png", bgr(photo(96, 128))))
     made = write_image(picture.pixels, picture, format=into)
@@ -68,7 +68,7 @@ def test_red_stays_red_in_every_format(read, tmp_path):
     red = np.zeros((16, 16, 3), np.uint8)
     red[..., 0] = 250
     picture = read(encoded(".png", bgr(red)))
-    for into in ("png", "jpeg", "webp", "tiff"):
+    for into in ("png", "jpeg", "webp", "tiff", "avif"):
         middle = again(write_image(red, picture, format=into), tmp_path).pixels[8, 8]
         assert np.abs(middle.astype(int) - [250, 0, 0]).max() < 8, into  # what lossy chroma costs
 
@@ -106,6 +106,62 @@ def test_alpha_is_kept_in_webp_and_named_as_lost_in_jpeg(read, tmp_path):
     picture = read(encoded(".png", np.dstack([bgr(photo()), alpha])))
     np.testing.assert_array_equal(again(write_image(picture.pixels, picture, format="webp"), tmp_path).alpha, alpha)
     assert write_image(picture.pixels, picture, format="jpeg").lost == ("transparency",)
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_an_avif_of_many_bits_keeps_them_and_comes_back_to_the_bit_at_quality_100(bits, read):
+    levels = photo(bits=16) >> (16 - bits)
+    stored = encoded(".avif", bgr(levels), [cv2.IMWRITE_AVIF_DEPTH, bits, cv2.IMWRITE_AVIF_QUALITY, 100])
+    picture = read(stored)
+    assert (picture.pixels.dtype, picture.depth) == (np.uint16, bits)
+    assert np.abs(picture.pixels.astype(int) - photo(bits=16)).max() < 2 ** (16 - bits)
+    made = write_image(picture.pixels, picture, format="same", quality=100)
+    assert made.lost == ()
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(made.data, np.uint8), -1)[..., ::-1], levels)
+    assert write_image(picture.pixels, picture, format="jpeg").lost == (f"{bits} bit depth",)
+
+
+def test_an_avif_of_16_bits_has_12_and_that_is_named(read, tmp_path):
+    picture = read(encoded(".png", bgr(photo(bits=16))))
+    made = write_image(picture.pixels, picture, format="avif", quality=100)
+    assert made.lost == ("16 bit depth",)
+    assert np.abs(again(made, tmp_path).pixels.astype(int) - photo(bits=16)).max() <= 16
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_an_avif_is_turned_as_its_container_says(turn, read):
+    told = Image.Exif()
+    told[274] = turn
+    made = io.BytesIO()
+    Image.fromarray(photo(24, 16)).save(made, "AVIF", quality=100, exif=told.tobytes())
+    picture = read(made.getvalue())
+    upright = np.asarray(pillow(write_image(picture.pixels, picture, format="tiff").data))
+    np.testing.assert_array_equal(upright, np.asarray(ImageOps.exif_transpose(Image.open(made))))
+    assert pillow(write_image(picture.pixels, picture, format="same").data).getexif().get(274, 1) == turn
+
+
+def test_an_avif_for_wide_colours_is_named(read):
+    made = cv2.imencodeWithMetadata(".avif", bgr(photo()), [cv2.IMAGE_METADATA_ICCP], [np.frombuffer(icc(), np.uint8)])[
+        1
+    ].tobytes()
+    assert read(made).lost == ()
+    plain = encoded(".avif", bgr(photo()))
+    at = plain.index(b"nclx")
+    wide = plain[: at + 4] + struct.pack(">HH", 9, 16) + plain[at + 8 :]  # BT.2020, PQ
+    assert read(wide).lost == ("colour space",)
+
+
+def test_a_webp_without_loss_stays_so_unless_a_quality_is_told(read, tmp_path):
+    stored = np.dstack([photo(), photo(seed=2)[..., 1]])
+    stored[:10, :, 3] = 0
+    made = io.BytesIO()
+    Image.fromarray(stored).save(made, "WEBP", lossless=True, exact=True, exif=exif(6), icc_profile=icc())
+    picture = read(made.getvalue())
+    same = write_image(picture.pixels, picture, format="same")
+    back = again(same, tmp_path)
+    np.testing.assert_array_equal(np.dstack([back.pixels, back.alpha]), stored)
+    assert (back.metadata.exif, back.metadata.icc) == (exif(6), icc())
+    assert len(write_image(picture.pixels, picture, format="same", quality=50).data) < len(same.data) / 2
 
 
 def test_a_tiff_with_alpha_is_understood_by_other_readers(read):
@@ -176,7 +232,7 @@ def test_the_one_transparent_grey_of_a_png_becomes_alpha(bits, rows, value, alph
     assert picture.alpha[0].tolist() == alpha
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".bmp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".bmp", ".avif"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (3, 5)])
 def test_the_smallest_pictures_go_through(suffix, size, read, tmp_path):
     picture = read(encoded(suffix, bgr(photo(*size))))
@@ -184,8 +240,8 @@ def test_the_smallest_pictures_go_through(suffix, size, read, tmp_path):
     assert again(write_image(picture.pixels, picture, format="same"), tmp_path).pixels.shape == (*size, 3)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
-@pytest.mark.parametrize("into", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".avif"])
+@pytest.mark.parametrize("into", ["png", "jpeg", "webp", "avif"])
 def test_exif_profile_and_xmp_survive_from_any_to_any(suffix, into, read, tmp_path):
     notes = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
     in_file = {".jpg": b"http://ns.adobe.com/xap/1.0/\0" + notes, ".png": notes + b"\0"}.get(suffix, notes)
@@ -548,7 +604,7 @@ def test_the_further_pages_of_a_tiff_are_named_as_lost(read):
     assert write_image(picture.pixels, picture, format="png").lost == ("pages after the first",)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".bmp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".bmp", ".avif"])
 def test_a_file_cut_short_anywhere_is_bad_input(suffix, read):
     data = encoded(suffix, bgr(photo()))
     for length in range(0, len(data) - 12, max(1, len(data) // 50)):  # the last bytes may say nothing but the end
@@ -556,7 +612,7 @@ def test_a_file_cut_short_anywhere_is_bad_input(suffix, read):
             read(data[:length])
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".bmp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".bmp", ".avif"])
 def test_a_damaged_file_gives_pixels_or_bad_input(suffix, read):
     chance = np.random.default_rng(7)
     data = np.frombuffer(encoded(suffix, bgr(photo())), np.uint8)
@@ -591,5 +647,5 @@ def test_a_picture_too_long_for_webp_is_refused_clearly(read):
 
 def test_a_format_that_is_not_offered_is_refused_with_those_that_are(read):
     picture = read(encoded(".png", bgr(photo())))
-    with pytest.raises(BadInput, match="format is 'gif'; allowed are same, png, jpeg, webp, tiff"):
+    with pytest.raises(BadInput, match="format is 'gif'; allowed are same, png, jpeg, webp, tiff, avif"):
         write_image(picture.pixels, picture, format="gif")

@@ -451,7 +451,7 @@ def test_closing_twice_is_closing_once(source, target):
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        (("image", "gif"), "format is 'gif'; allowed are same, png, jpeg, webp, tiff"),
+        (("image", "gif"), "format is 'gif'; allowed are same, png, jpeg, webp, tiff, avif"),
         (("image", "png", "h264"), "codec is 'h264', but only a video has one"),
         (("image", "jpeg", None, None, 0), "quality is 0; allowed are 1 to 100"),
         (("video", "avi"), "format is 'avi'; allowed are same, mp4, mkv, mov, webm"),
@@ -460,7 +460,7 @@ def test_closing_twice_is_closing_once(source, target):
         (("video", "mov", "ffv1"), "codec is 'ffv1'; mov holds h264, hevc"),
         (("video", "mp4", "h264", 52), "crf is 52; h264 allows 0 to 51"),
         (("video", "mkv", "ffv1", 3), "crf is 3, but ffv1 is lossless"),
-        (("video", "mp4", None, None, 90), "quality is 90, but only JPEG and WebP have one"),
+        (("video", "mp4", None, None, 90), "quality is 90, but only JPEG, WebP and AVIF have one"),
         (("video", "same", "ffv1", None, None, "video/mp4"), "codec is 'ffv1'; mp4 holds h264"),
     ],
 )

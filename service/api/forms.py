@@ -102,7 +102,7 @@ class ImageForm(Fields):
         json_schema_extra={"enum": list(IMAGE_FORMATS)},
     )
     quality: int | None = Field(
-        None, description="Of JPEG and WebP.", json_schema_extra={"minimum": 1, "maximum": 100}, examples=[90]
+        None, description="Of JPEG, WebP and AVIF.", json_schema_extra={"minimum": 1, "maximum": 100}, examples=[90]
     )
 
 

@@ -190,7 +190,7 @@ MOVED = {
 }
 IMAGE_BYTES: dict[str, Any] = {
     media_type: {"schema": {"type": "string", "format": "binary"}}
-    for media_type in ("image/png", "image/jpeg", "image/webp", "image/tiff")
+    for media_type in ("image/png", "image/jpeg", "image/webp", "image/tiff", "image/avif")
 }
 FRAME_TABLE: dict[str, Any] = {
     "application/json": {

@@ -34,9 +34,10 @@ IMAGES: dict[str, ContainerSpec] = {
     "jpeg": ContainerSpec(content_type="image/jpeg", suffix=".jpg"),
     "webp": ContainerSpec(content_type="image/webp", suffix=".webp"),
     "tiff": ContainerSpec(content_type="image/tiff", suffix=".tiff"),
+    "avif": ContainerSpec(content_type="image/avif", suffix=".avif"),
     "bmp": ContainerSpec(content_type="image/bmp", suffix=".bmp"),  # not to be asked for: only what `same` keeps
 }
-IMAGE_FORMATS = ("same", "png", "jpeg", "webp", "tiff")
+IMAGE_FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
 
 CODECS: dict[str, CodecSpec] = {
     # h264 at 18 is taken for visually lossless; the others are set to look alike.
@@ -86,7 +87,7 @@ def validate_output(
         return
     _one_of("format", format, VIDEO_FORMATS)
     if quality is not None:
-        raise BadInput(f"quality is {quality}, but only JPEG and WebP have one; a video has crf")
+        raise BadInput(f"quality is {quality}, but only JPEG, WebP and AVIF have one; a video has crf")
     if codec is not None:
         _one_of("codec", codec, tuple(CODECS))
     # An input that is not known yet is taken for one that `same` turns into mp4, or into mkv if the codec needs it.

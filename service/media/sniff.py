@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from service.errors import BadInput, FrameTooLarge, UnknownFormat
 from service.job import InputFacts
-from service.media import tiff
+from service.media import heif, tiff
 from service.settings import Settings
 
 HEAD_BYTES = 1024  # what `content_type_of` wants to see; an MPEG transport stream needs 5 x 192
@@ -31,7 +31,8 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"OggS\0", "video/ogg"),
     (b"YUV4MPEG2 ", "video/x-yuv4mpeg"),
 )
-_STILL_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"crx "}
+_AVIF_BRANDS = {b"avif", b"avis"}
+_STILL_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"crx "}
 _BARE_QUICKTIME = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}  # first atoms of files older than `ftyp`
 _BMP_HEADERS = {12, 40, 52, 56, 64, 108, 124}  # sizes; "BM" alone also begins words
 
@@ -49,7 +50,7 @@ def content_type_of(head: bytes) -> str | None:
     if head[:2] == b"BM" and len(head) >= 18 and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
         return "image/bmp"
     if head[4:8] == b"ftyp":
-        return _of_brand(head[8:12])
+        return _of_brand(head[8:12], head[16 : int.from_bytes(head[:4], "big")])
     if head[4:8] in _BARE_QUICKTIME and head[0] < 0x20:  # a length; a letter would be text
         return "video/quicktime"
     if head[:4] == b"\x1a\x45\xdf\xa3":
@@ -63,7 +64,7 @@ def content_type_of(head: bytes) -> str | None:
 def accepted(kind: str) -> str:
     """The formats read here, in words for a message."""
     if kind == "image":
-        return "PNG, JPEG, WebP, TIFF, BMP"
+        return "PNG, JPEG, WebP, TIFF, AVIF, BMP"
     return "MP4, QuickTime, 3GP, Matroska, WebM, AVI, MPEG-TS, MPEG-PS, FLV, ASF, Ogg, YUV4MPEG2"
 
 
@@ -82,7 +83,7 @@ def probe_image(file: BinaryIO, settings: Settings) -> InputFacts:
     Raises:
         UnknownFormat: The bytes are in no image format that is read here.
         FrameTooLarge: More pixels than `max_image_pixels`, or a side no decoder takes.
-        BadInput: It is empty, its header is cut short or broken, or it moves (APNG, animated WebP).
+        BadInput: It is empty, its header is cut short or broken, or it moves (APNG, animated WebP, AVIF sequences).
     """
     size = file.seek(0, 2)
     if not size:
@@ -95,6 +96,7 @@ def probe_image(file: BinaryIO, settings: Settings) -> InputFacts:
         "image/jpeg": _jpeg_size,
         "image/webp": _webp_size,
         "image/tiff": _tiff_size,
+        "image/avif": _avif_size,
         "image/bmp": _bmp_size,
     }.get(content_type or "")
     if measure is None or content_type is None:
@@ -214,6 +216,11 @@ def _tiff_size(file: BinaryIO) -> tuple[int, int]:
     return width, height
 
 
+def _avif_size(file: BinaryIO) -> tuple[int, int]:
+    head = heif.read_head(file)
+    return head.width, head.height
+
+
 def _bmp_size(file: BinaryIO) -> tuple[int, int]:
     file.seek(14)
     (header,) = struct.unpack("<I", file.read(4))
@@ -224,9 +231,12 @@ def _bmp_size(file: BinaryIO) -> tuple[int, int]:
     return width, abs(height)  # a negative height: the rows are stored top down
 
 
-def _of_brand(brand: bytes) -> str | None:
+def _of_brand(brand: bytes, compatible: bytes) -> str | None:
+    if brand in _AVIF_BRANDS:
+        return "image/avif"
     if brand in _STILL_BRANDS:
-        return None
+        others = {compatible[at : at + 4] for at in range(0, len(compatible), 4)}
+        return "image/avif" if brand in (b"mif1", b"msf1") and others & _AVIF_BRANDS else None
     if brand == b"qt  ":
         return "video/quicktime"
     if brand[:2] == b"3g":

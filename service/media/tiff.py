@@ -116,6 +116,19 @@ def orientation_of(exif: bytes | None) -> int:
     return told if told is not None and 1 <= told <= 8 else 1
 
 
+def with_orientation(exif: bytes | None, orientation: int) -> bytes:
+    """An EXIF block that tells this orientation; one that told none, or nonsense, is not kept beside it."""
+    if exif:
+        try:
+            page = first_directory(BytesIO(exif), {ORIENTATION}, numbers_only=True)
+        except BadInput:
+            page = None
+        if page and (found := page.tags.get(ORIENTATION)) and found.type == 3:
+            value = struct.pack(">H" if page.big_endian else "<H", orientation)
+            return exif[: found.offset] + value + exif[found.offset + 2 :]
+    return directed(bytes(8), {ORIENTATION: Tag(3, 1, struct.pack("<H", orientation), 0)})
+
+
 def with_tags(data: bytes, extra: dict[int, Tag]) -> bytes:
     """A copy of a small-endian classic TIFF of one page, with tags added to its directory or replaced there.
 

@@ -38,6 +38,9 @@ def read_image(path: Path, settings: Settings) -> Picture:
                 metadata = _metadata(said)
                 content_type = str(said.said["content_type"])
                 is_grey, is_linear = bool(said.said["is_grey"]), bool(said.said["is_linear"])
+                is_lossless, depth = bool(said.said["is_lossless"]), said.said["depth"]
+                if depth not in (None, 10, 12) or (depth and dtype != np.uint16):
+                    raise ValueError(f"{depth} bits")
                 lost = tuple(str(words) for words in said.said["lost"])
                 if content_type not in _CONTENT_TYPES:
                     raise ValueError(content_type)
@@ -58,6 +61,8 @@ def read_image(path: Path, settings: Settings) -> Picture:
         metadata=metadata,
         lost=lost,
         is_linear=is_linear,
+        depth=depth,
+        is_lossless=is_lossless,
     )
 
 

@@ -61,7 +61,7 @@ def load() -> None:
 
     cv2.setNumThreads(1)  # its pool would not survive the fork
     # Linking a decoder's functions takes each child some milliseconds unless it has been done here.
-    for suffix in (".png", ".jpg", ".webp", ".tiff"):
+    for suffix in (".png", ".jpg", ".webp", ".tiff", ".avif"):
         done, encoded = cv2.imencode(suffix, np.zeros((64, 64, 3), np.uint8))
         assert done
         with tempfile.TemporaryFile() as file:
@@ -92,6 +92,8 @@ def _image(talk: Talk, told: dict[str, Any]) -> None:
             "has_alpha": picture.alpha is not None,
             "is_grey": picture.is_grey,
             "is_linear": picture.is_linear,
+            "depth": picture.depth,
+            "is_lossless": picture.is_lossless,
             "content_type": picture.content_type,
             "lost": picture.lost,
             "png_chunks": [kind.hex() for kind, _ in about.png_chunks],
