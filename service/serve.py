@@ -72,7 +72,8 @@ def serve(settings: Settings, *, on_ready: Callable[[str, str], None], stop: Eve
         api = Program(
             name="api",
             command=[*SERVICE, "api"],
-            environment=environment_of(settings, url) | {LISTEN_FD: str(descriptor)},
+            # It lingers for nobody: this process takes no more callers, and the workers stop along with it.
+            environment=environment_of(settings, url) | {LISTEN_FD: str(descriptor), "QUIETFRAME_LINGER_S": "0"},
             inherited=(descriptor,),
         )
         # In this order they are stopped: first no new request comes in, then the workers finish or hand back.

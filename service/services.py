@@ -24,6 +24,7 @@ class Services:
     metrics: ApiMetrics
     spool: Path
     grpc_port: int | None = None  # where gRPC listens, once it does
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)  # set: new callers are to look elsewhere
     draining: asyncio.Event = field(default_factory=asyncio.Event)  # set: the process is about to stop
     _unfinished: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -33,7 +34,7 @@ class Services:
         Raises:
             NotReady: the process is stopping, the broker is away, or no worker is up; the message says which.
         """
-        if self.draining.is_set():
+        if self.leaving.is_set() or self.draining.is_set():
             raise NotReady("the process is stopping")
         await self.queue.ping()
         workers = [card for card in await self.queue.workers() if card.ready]

@@ -223,6 +223,13 @@ class Settings(BaseSettings):
     drain_s: float = Field(
         20.0, ge=0, le=86_400, description="How long a stopping worker may take to finish the work in hand."
     )
+    linger_s: float = Field(
+        0.0,
+        ge=0,
+        le=600,
+        description="How long `quietframe api`, asked to stop, is not ready and still answers, so that load balancers "
+        "leave it first.",
+    )
     result_ttl_s: float = Field(24 * 3600, gt=0, le=_TEN_YEARS_S, description="How long a result is kept.")
     record_ttl_s: float = Field(
         7 * 24 * 3600, gt=0, le=_TEN_YEARS_S, description="How long a job is remembered after its result is gone."

@@ -1,7 +1,9 @@
 """How the app is served: one process, gRPC beside HTTP, and a stop that waits for requests but not for streams."""
 
+import asyncio
 import math
 import socket
+import time
 from collections.abc import Callable
 
 import uvicorn
@@ -29,6 +31,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=max(1, math.ceil(settings.drain_s)),
             )
         )
+        self._linger_s = settings.linger_s
         self._fastapi = app
         self._on_up = on_up
         self._rpc: RpcServer | None = None
@@ -47,6 +50,18 @@ class Server(uvicorn.Server):
         if self.started and self._on_up:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._on_up(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    async def main_loop(self) -> None:
+        """Serve until a signal comes; then say so to whoever asks for readiness, and go on until they have asked."""
+        await super().main_loop()
+        if self._services is None:
+            return
+        self._services.leaving.set()
+        if self._rpc is not None:
+            await self._rpc.leave()
+        until = time.monotonic() + self._linger_s
+        while time.monotonic() < until and not self.force_exit:  # a second Ctrl-C
+            await asyncio.sleep(0.1)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell the open event streams to end, then let the requests in hand finish."""

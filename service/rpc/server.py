@@ -61,9 +61,13 @@ class RpcServer:
         await self._server.start()
         await self._readiness.begin()
 
-    async def begin_stop(self) -> None:
-        """Be out of every load balancer first; the calls in hand are finished by what is left in the background."""
+    async def leave(self) -> None:
+        """Be out of every load balancer, and answer as ever."""
         await self._readiness.end()
+
+    async def begin_stop(self) -> None:
+        """Take no more calls; those in hand are finished by what is left in the background."""
+        await self.leave()
         self._services.in_background(self._server.stop(self._services.settings.drain_s))
 
     def _listen(self, host: str, port: int) -> int:
