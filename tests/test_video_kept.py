@@ -1,12 +1,15 @@
 """What a video has beside its pixels is in the result too, or the result says what it could not keep."""
 
+import io
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from av.sidedata.sidedata import Type
-from media_samples import make_video
+from av.stream import Disposition
+from media_samples import encoded, make_video, packets_of, photo
 from video_samples import decoded, write_video
 
 from service.media.hdr import light_in, mastering_in
@@ -114,3 +117,124 @@ def test_frames_with_data_of_a_kind_that_the_library_has_no_name_for_are_read(tm
         list(decoded(source)[0].side_data)
     copied(source, tmp_path / "out", "mp4")
     assert decoded(tmp_path / "out")[0].rotation == decoded(source)[0].rotation == 90
+
+
+def with_cover(source: Path, target: Path, muxer: str) -> Path:
+    """The same tracks, a second sound, a cover and two chapters."""
+    picture = encoded(".jpg", photo())
+    with av.open(str(source)) as given, av.open(str(target), "w", format=muxer) as out:
+        copies = {stream.index: out.add_stream_from_template(stream, opaque=True) for stream in given.streams}
+        second = out.add_stream_from_template(given.streams.audio[0], opaque=True)
+        second.metadata["language"] = "fin"
+        out.set_chapters([
+            {"id": 1, "start": 0, "end": 200, "time_base": Fraction(1, 1000), "metadata": {"title": "Fog"}},
+            {"id": 2, "start": 200, "end": 400, "time_base": Fraction(1, 1000), "metadata": {"title": "Sun"}},
+        ])  # fmt: skip
+        if muxer == "matroska":
+            out.add_attachment("cover.jpg", "image/jpeg", picture)
+            out.start_encoding()
+        else:
+            with av.open(io.BytesIO(picture), format="jpeg_pipe") as still:
+                cover = out.add_stream_from_template(still.streams.video[0], opaque=True)
+                cover.disposition = Disposition.attached_pic
+                out.start_encoding()
+                packet = next(still.demux())
+                packet.stream, packet.pts, packet.dts = cover, 0, 0
+                out.mux(packet)
+        for packet in given.demux():
+            if packet.dts is not None:
+                stream = packet.stream
+                packet.stream = copies[stream.index]
+                out.mux(packet)
+                if stream.type == "audio":
+                    packet.stream = second
+                    out.mux(packet)
+    return target
+
+
+def time_code_of(path: Path) -> str | None:
+    with av.open(str(path)) as container:
+        tags = container.streams.video[0].metadata
+        return next((value for name, value in tags.items() if name.lower() == "timecode"), None)
+
+
+def cover_of(path: Path) -> bytes | None:
+    with av.open(str(path)) as container:
+        for stream in container.streams.video:
+            if stream.disposition & Disposition.attached_pic:
+                return bytes(next(container.demux(stream)))
+    return None
+
+
+@pytest.mark.parametrize("reads", [VideoReader, ConfinedReader])
+@pytest.mark.parametrize("muxer", ["mp4", "matroska"])
+def test_cover_chapters_and_every_sound_are_kept(muxer, reads, tmp_path):
+    plain = make_video(tmp_path / "plain.mp4", audio="aac", pts=range(0, 10010, 1001))
+    source = with_cover(plain, tmp_path / "in", muxer)
+    for form in ("mp4", "mkv"):
+        writer = copied(source, tmp_path / "out", form, reads=reads)
+        assert not [words for words in writer.lost if "track" in words or "cover" in words]
+        assert cover_of(tmp_path / "out") == cover_of(source) is not None
+        with av.open(str(tmp_path / "out")) as container:
+            assert [chapter["metadata"]["title"] for chapter in container.chapters()] == ["Fog", "Sun"]
+            assert [stream.language for stream in container.streams.audio][1] == "fin"
+        assert packets_of(tmp_path / "out", "audio")[0] == packets_of(tmp_path / "out", "audio")[1] != []
+
+
+@pytest.mark.parametrize("form", ["mp4", "mov", "mkv"])
+def test_a_time_code_is_kept_though_its_track_is_written_anew(form, tmp_path):
+    source = write_video(
+        tmp_path / "in.mov", muxer="mov", encoder="mpeg4",
+        beside=lambda out: out.streams[0].metadata.update(timecode="01:02:03:04"),
+    )  # fmt: skip
+    assert copied(source, tmp_path / "out", form).lost == []
+    assert time_code_of(tmp_path / "out") == time_code_of(source) == "01:02:03:04"
+
+
+def test_a_cover_that_the_container_cannot_hold_is_named(tmp_path):
+    plain = make_video(tmp_path / "plain.mp4", audio="aac", pts=range(0, 10010, 1001))
+    source = with_cover(plain, tmp_path / "in", "mp4")
+    assert "cover picture" in copied(source, tmp_path / "out", "mov").lost
+    assert cover_of(tmp_path / "out") is None
+
+
+@pytest.mark.parametrize("reads", [VideoReader, ConfinedReader])
+@pytest.mark.parametrize(("muxer", "encoder"), [("mp4", "libx264"), ("matroska", "ffv1"), ("avi", "mpeg4")])
+def test_a_clip_of_one_frame_is_one_again(muxer, encoder, reads, tmp_path):
+    source = write_video(tmp_path / "in", muxer=muxer, encoder=encoder, count=1, size=(64, 64))
+    copied(source, tmp_path / "out", "mp4", reads=reads)
+    assert len(decoded(tmp_path / "out")) == 1
+
+
+def test_a_file_without_a_length_in_its_header_is_read_to_its_end(tmp_path):
+    """As a browser's recorder writes it: the muxer could not go back to tell."""
+    data = bytearray()
+
+    class Pipe:
+        def write(self, more):
+            data.extend(more)
+            return len(more)
+
+    with av.open(Pipe(), "w", format="matroska", container_options={"live": "1"}) as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(10):
+            picture = av.VideoFrame(64, 48, "yuv420p")
+            picture.pts, picture.time_base = number, Fraction(1, 25)
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode(None))
+    source = tmp_path / "in.mkv"
+    source.write_bytes(data)
+    with av.open(str(source)) as container:
+        assert container.duration is None
+    assert copied(source, tmp_path / "out").lost == []
+    assert len(decoded(tmp_path / "out")) == 10
+
+
+def test_frames_that_an_edit_list_hides_stay_hidden(tmp_path):
+    """The list begins the film at its sixth frame, in the middle of a group of pictures."""
+    source = make_video(tmp_path / "in.mp4", pts=[-5005 + 1001 * n for n in range(12)], options={"bf": "0"})
+    shown = [frame.pts for frame in decoded(source)]
+    assert len(shown) == 7
+    copied(source, tmp_path / "out", "mp4")
+    assert [frame.pts for frame in decoded(tmp_path / "out")] == shown

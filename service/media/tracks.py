@@ -7,12 +7,13 @@ from typing import Any, BinaryIO
 import av
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
-from av.stream import AttachmentStream, Stream
+from av.stream import AttachmentStream, Discard, Disposition, Stream
 
 from service.media.held import Source
 from service.media.opening import open_container
 
-_MAX_COPIED_BYTES = 64 * 1024**2  # of attachments, such as fonts
+_MAX_COPIED_BYTES = 64 * 1024**2  # of attachments, such as fonts and covers
+_COVERS = {"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")}  # codecs that every player shows one in
 # What a muxer writes about itself, or recounts; it would be wrong in another file.
 _OWN_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "bps", "vendor_id"}
 _OWN_TAG_STARTS = ("_statistics", "number_of_")
@@ -32,13 +33,20 @@ class Tracks:
         self._file: BinaryIO = source.open("rb")
         self._container: InputContainer | None = None
         self._made: dict[int, Stream] = {}
+        self._source = source
         self._last_dts: dict[int, int] = {}
         self._packets: Iterator[Packet[Any]] = iter(())
         self._next: Packet[Any] | None = None
         try:
             self._container, _ = open_container(self._file)
             self._kept = [stream for stream in self._container.streams if self._keeps(stream, picture, muxer)]
-            copied = [stream for stream in self._kept if not isinstance(stream, AttachmentStream)]
+            attached = [stream for stream in self._kept if _is_cover(stream) and muxer == "matroska"]
+            self._attached = {stream: self._cover(stream) for stream in attached}
+            copied = [
+                stream
+                for stream in self._kept
+                if not isinstance(stream, AttachmentStream) and stream not in self._attached
+            ]
             if copied:  # asked for no track, the demuxer gives all
                 self._packets = self._container.demux(copied)
         except BaseException:
@@ -50,8 +58,13 @@ class Tracks:
             made: Stream
             if isinstance(stream, AttachmentStream):
                 made = out.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data)
+            elif stream in self._attached:
+                suffix, media_type = _COVERS[_codec_of(stream)]
+                name = stream.metadata.get("filename", f"cover.{suffix}")
+                out.add_attachment(name, media_type, self._attached[stream])
+                continue
             else:
-                made = out.add_stream_from_template(stream)
+                made = out.add_stream_from_template(stream, opaque=_is_cover(stream) or None)
                 self._made[stream.index] = made
             made.metadata.update(foreign_tags(stream.metadata))
             made.disposition = stream.disposition
@@ -94,6 +107,8 @@ class Tracks:
             self._next = packet
             if packet is None:
                 return
+            if _is_cover(packet.stream) and packet.size:
+                packet.pts = packet.dts = 0  # it has no time of its own
             if packet.dts is None:
                 packet.dts = packet.pts
             if packet.dts is None:
@@ -107,16 +122,44 @@ class Tracks:
             self._last_dts[index] = packet.dts
             return
 
+    def _cover(self, stream: Stream) -> bytes:
+        """A cover's picture, which the demuxer gives before all else."""
+        with self._source.open("rb") as file:
+            container, _ = open_container(file)
+            try:
+                packet = next(container.demux(container.streams[stream.index]), None)
+                return bytes(packet) if packet is not None and packet.size <= _MAX_COPIED_BYTES else b""
+            except av.FFmpegError:
+                return b""
+            finally:
+                container.close()
+
     def _keeps(self, stream: Stream, picture: int, muxer: str) -> bool:
-        if stream.index == picture:
-            return False
-        name = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown codec"
+        if stream.index == picture or stream.discard == Discard.all:
+            return False  # the second are chapters' names, which are told of the whole file
         if stream.type in ("audio", "subtitle") and stream.codec_context and _can_hold(muxer, stream):
             return True
         if isinstance(stream, AttachmentStream) and muxer == "matroska" and len(stream.data) <= _MAX_COPIED_BYTES:
             return True
-        self.lost.append(f"{stream.type} track {stream.index} ({name})")
+        if _is_cover(stream):
+            if muxer == "mp4" or (muxer == "matroska" and self._cover(stream)):
+                return True
+            self.lost.append("cover picture")
+            return False
+        if stream.type == "data" and "timecode" in stream.metadata and muxer != "webm":
+            return False  # the picture's tags have it too, and it is written anew from there
+        self.lost.append(f"{stream.type} track {stream.index} ({_codec_of(stream)})")
         return False
+
+
+def _codec_of(stream: Stream) -> str:
+    return stream.codec_context.codec.canonical_name if stream.codec_context else "unknown codec"
+
+
+def _is_cover(stream: Stream) -> bool:
+    """Whether it is one picture that stands for the whole file."""
+    marks = Disposition.attached_pic | Disposition.timed_thumbnails
+    return stream.disposition & marks == Disposition.attached_pic and _codec_of(stream) in _COVERS
 
 
 def _can_hold(muxer: str, stream: Stream) -> bool:
