@@ -53,6 +53,12 @@ KINDS = {
         "muxer": "webm", "encoder": "libvpx", "options": {"g": "20", "lag-in-frames": "16", "auto-alt-ref": "1"},
     },
     "mov, prores": {"muxer": "mov", "encoder": "prores_ks", "pixel_format": "yuv422p10le"},
+    "mov, hevc of 12 bits": {"muxer": "mov", "encoder": "libx265", "pixel_format": "yuv444p12le", "options": x265("")},
+    "mkv, hevc of 10 bits, variable rate": {
+        "muxer": "matroska", "encoder": "libx265", "pixel_format": "yuv420p10le", "pts": SHAKY_MS,
+        "time_base": Fraction(1, 1000), "options": x265("open-gop=1"),
+    },
+    "mkv, luma alone": {"muxer": "matroska", "encoder": "ffv1", "pixel_format": "gray10le"},
     "mov, mjpeg": {"muxer": "mov", "encoder": "mjpeg", "pixel_format": "yuvj420p"},
     "mkv, ffv1": {"muxer": "matroska", "encoder": "ffv1"},
     "mkv, variable rate": {"muxer": "matroska", "pts": SHAKY_MS, "time_base": Fraction(1, 1000), "options": OPEN},
@@ -236,7 +242,17 @@ def test_a_video_shorter_than_one_and_a_half_parts_is_one_part(source):
     assert len(parts_of(source, frames_per_part=28)) == 2
 
 
-@pytest.mark.parametrize("kind", ["mp4, h264 with B-frames", "mkv, variable rate", "mp4, first frame late"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "mp4, h264 with B-frames",
+        "mkv, variable rate",
+        "mp4, first frame late",
+        "mkv, hevc of 10 bits, variable rate",
+        "mp4, h264 interlaced",
+        "mkv, luma alone",
+    ],
+)
 def test_a_lossless_join_decodes_to_the_frames_of_one_run(kind, tmp_path, target):
     path = make_video(tmp_path / "in", **{"pts": EVEN, **KINDS[kind]}, audio="aac")
     whole = tmp_path / "whole"
@@ -537,3 +553,24 @@ def test_a_join_of_fewer_frames_than_the_encoder_reorders_is_a_file(tmp_path, ta
         write_all(reader, SegmentWriter(segment, reader, format="mp4"))
         join([segment], target, reader, format="mp4")
     assert [pts for _, pts in decode_times(target)] == UNEVEN[:2]
+
+
+def test_parts_of_a_deep_interlaced_or_hdr_video_make_a_file_that_says_so(tmp_path, target):
+    told = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50):max-cll=1000,400"
+    tags = {"colorspace": 9, "color_primaries": 9, "color_trc": 16, "color_range": 1}
+    hdr = make_video(
+        tmp_path / "hdr.mp4", encoder="libx265", pixel_format="yuv420p10le", pts=EVEN, options=x265(told), tags=tags
+    )
+    joined(hdr, target)
+    with av.open(str(target)) as container:
+        frame = next(container.decode(video=0))
+        names = {side.type.name for side in frame.side_data}
+        assert {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"} <= names
+        assert (container.streams.video[0].codec_context.name, frame.format.name) == ("hevc", "yuv420p10le")
+        assert (frame.colorspace, frame.color_trc) == (9, 16)
+    fields = make_video(tmp_path / "fields.mp4", pts=EVEN, options={**OPEN, "x264-params": "bff=1"})
+    joined(fields, target)
+    with av.open(str(target)) as container:
+        assert all(frame.interlaced_frame for frame in container.decode(video=0))
+        assert container.streams.video[0].codec_context.field_order == 3
+    assert timestamps(target) == timestamps(fields)
