@@ -69,6 +69,13 @@ KINDS = {
         "muxer": "vob", "encoder": "mpeg2video", "pts": range(COUNT), "time_base": TICKS,
         "options": {"g": "10", "bf": "2"},
     },
+    "mxf, mpeg2": {
+        "muxer": "mxf", "encoder": "mpeg2video", "pts": range(COUNT), "time_base": TICKS,
+        "options": {"g": "10", "bf": "2"},
+    },
+    "ivf, vp9": {
+        "muxer": "ivf", "encoder": "libvpx-vp9", "pts": range(COUNT), "time_base": TICKS, "options": {"g": "10"},
+    },
     "flv, h264": {"muxer": "flv", "pts": range(COUNT), "time_base": TICKS, "options": OPEN},
     "asf, wmv2": {"muxer": "asf", "encoder": "wmv2", "pts": range(COUNT), "time_base": TICKS, "options": {"g": "10"}},
     "y4m": {"muxer": "yuv4mpegpipe", "encoder": "wrapped_avframe", "pts": range(COUNT), "time_base": TICKS},

@@ -75,6 +75,12 @@ def test_a_video_is_probed_in_a_child_and_here_alike(source):
         ("flv", "flv", "video/x-flv"),
         ("asf", "mpeg4", "video/x-ms-asf"),
         ("yuv4mpegpipe", "wrapped_avframe", "video/x-yuv4mpeg"),
+        ("mxf", "mpeg2video", "video/mxf"),
+        ("ivf", "libvpx-vp9", "video/x-ivf"),
+        ("mpeg2video", "mpeg2video", "video/mpv"),
+        ("mpeg1video", "mpeg1video", "video/mpv"),
+        ("h264", "libx264", "video/h264"),
+        ("hevc", "libx265", "video/h265"),
     ],
 )
 def test_every_container_is_read_whatever_its_name(muxer, encoder, content_type, tmp_path):
@@ -247,6 +253,39 @@ def test_avi_which_stores_no_moments_gets_even_ones(tmp_path, target):
     assert writer.suffix == ".mp4"
     steps = {late - early for early, late in zip(timestamps(target), timestamps(target)[1:], strict=False)}
     assert steps == {Fraction(1, 25)}
+
+
+@pytest.mark.parametrize("count", [1, 12])
+@pytest.mark.parametrize(
+    ("muxer", "encoder", "options"),
+    [
+        ("avi", "mpeg4", {"bf": "2"}),
+        ("avi", "mpeg4", {}),
+        ("h264", "libx264", {"preset": "medium", "bf": "3"}),
+        ("hevc", "libx265", {"x265-params": "log-level=none:bframes=4"}),
+        ("mpeg2video", "mpeg2video", {"bf": "2"}),
+    ],
+)
+def test_what_stores_no_moments_begins_at_zero_and_goes_on_evenly(muxer, encoder, options, count, tmp_path, target):
+    path = make_video(
+        tmp_path / "in", muxer=muxer, encoder=encoder, options=options, pts=range(count), time_base=Fraction(1, 25)
+    )
+    shown = [planes[0] for planes in planes_of(path)]
+    copied(path, target, "mkv", "ffv1")
+    rate = probe_video_here(path, LIMITS).frame_rate
+    times = timestamps(target)
+    assert times == [Fraction(round(number / Fraction(rate) * 1000), 1000) for number in range(count)]
+    assert len(times) == count
+    assert all(np.array_equal(a, b[0]) for a, b in zip(shown, planes_of(target), strict=True))
+
+
+def test_dv_of_a_tape_is_read_as_interlaced(tmp_path, target):
+    path = make_video(
+        tmp_path / "in.dv", muxer="dv", encoder="dvvideo", size=(720, 576), pts=range(2), time_base=Fraction(1, 25)
+    )
+    writer = copied(path, target)
+    assert (probe_video_here(path, LIMITS).content_type, writer.lost) == ("video/dv", [])
+    assert first_frame(target).interlaced_frame
 
 
 @pytest.mark.parametrize(("muxer", "codec"), [("mp4", "aac"), ("matroska", "aac"), ("webm", "libopus")])

@@ -41,7 +41,15 @@ DEMUXERS: dict[str, str] = {
     "video/x-ms-asf": "asf",
     "video/ogg": "ogg",
     "video/x-yuv4mpeg": "yuv4mpegpipe",
+    "video/mxf": "mxf",
+    "video/dv": "dv",
+    "video/x-ivf": "ivf",
+    "video/mpv": "mpegvideo",
+    "video/h264": "h264",
+    "video/h265": "hevc",
 }
+AVI = "video/x-msvideo"
+BARE = ("video/mpv", "video/h264", "video/h265")  # frames one after the other, and no word of when
 _READ_BYTES = 256 * 1024  # each read crosses from C to Python: few and large
 _MOST_STREAMS = 1024  # of a file that was opened with a lower bound before
 

@@ -30,6 +30,13 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video/x-ms-asf"),
     (b"OggS\0", "video/ogg"),
     (b"YUV4MPEG2 ", "video/x-yuv4mpeg"),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", "video/mxf"),  # registered as application/mxf
+    (b"\x1f\x07\0", "video/dv"),
+    (b"DKIF\0\0", "video/x-ivf"),
+    # Streams of a picture alone, by what they begin with: MPEG-1 and 2, H.264 and HEVC.
+    (b"\0\0\1\xb3", "video/mpv"),
+    *((b"\0\0\0\1" + bytes([unit]), "video/h264") for unit in (0x09, 0x27, 0x47, 0x67)),
+    *((b"\0\0\0\1" + unit, "video/h265") for unit in (b"\x40\1", b"\x46\1")),
 )
 _AVIF_BRANDS = {b"avif", b"avis"}
 _STILL_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"crx "}
@@ -65,7 +72,10 @@ def accepted(kind: str) -> str:
     """The formats read here, in words for a message."""
     if kind == "image":
         return "PNG, JPEG, WebP, TIFF, AVIF, BMP"
-    return "MP4, QuickTime, 3GP, Matroska, WebM, AVI, MPEG-TS, MPEG-PS, FLV, ASF, Ogg, YUV4MPEG2"
+    return (
+        "MP4, QuickTime, 3GP, Matroska, WebM, AVI, MPEG-TS, MPEG-PS, FLV, ASF, Ogg, MXF, DV, IVF, YUV4MPEG2, and bare "
+        "MPEG-1, MPEG-2, H.264 and HEVC"
+    )
 
 
 def unknown_format(head: bytes, kind: str) -> UnknownFormat:

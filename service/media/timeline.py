@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 from service.errors import Indivisible
 from service.job import Part
 from service.media.held import Source
-from service.media.opening import check_count, check_length, open_container, video_track
+from service.media.opening import AVI, BARE, check_count, check_length, open_container, video_track
 from service.media.sniff import check_pixels
 from service.settings import Settings
 
@@ -49,8 +49,10 @@ def read_timeline(source: Source, settings: Settings) -> Timeline:
             context = stream.codec_context
             check_pixels("video frame", context.width, context.height, settings.max_frame_pixels)
             check_count(stream.frames, settings.max_video_frames)
-            if content_type == "video/x-msvideo":
+            if content_type == AVI:
                 raise Indivisible("AVI stores no presentation times")
+            if content_type in BARE:
+                raise Indivisible(f"{content_type} stores no times")
             timeline = _timeline_of(container.demux(stream), stream, settings.max_video_frames)
             seconds = float((timeline.pts[-1] - timeline.pts[0]) * timeline.time_base)
             check_length(seconds, len(timeline), settings)

@@ -19,10 +19,12 @@ from service.media.entry import find_entry
 from service.media.finishing import Finishing
 from service.media.head import VideoHead
 from service.media.held import Source
-from service.media.opening import OpenVideo
+from service.media.opening import AVI, BARE, OpenVideo
 from service.media.outfile import OutFile
 from service.media.planes import Pixels
 from service.settings import Settings
+
+_USUAL_RATE = Fraction(25)  # where a file says nothing, as the library takes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +131,29 @@ class VideoReader:
             Indivisible: The part does not come out as planned.
         """
         frames = self.opened.frames() if self.part is None else self._frames_of(self.part)
-        for frame in frames:
-            # AVI stores no presentation times; what stands in their place is made up, and wrong beside B-frames.
-            stored = frame.pts if self.facts.content_type != "video/x-msvideo" else None
+        for count, frame in enumerate(frames):
             yield Frame(
                 to_rgb(frame, self._coding, self.depth, self._reformatter),
-                stored if stored is not None else frame.dts,
+                self._moment(frame, count),
                 frame.time_base or self.time_base,
                 frame.duration or 0,
             )
+
+    def _moment(self, frame: VideoFrame, count: int) -> int | None:
+        """When a frame is shown, as far as the container says; `count` frames are before it."""
+        content_type = self.facts.content_type
+        if content_type in BARE:
+            return round(count / (self.rate or _USUAL_RATE) / self.time_base)
+        if content_type != AVI:
+            return frame.pts if frame.pts is not None else frame.dts
+        # AVI stores no presentation times; what stands in their place is made up, and wrong beside B-frames. Times of
+        # decoding are even, but as much too late as the decoder holds frames back.
+        if frame.dts is None:
+            return None
+        first, stream = self.opened.first.dts, self.opened.stream
+        step = 1 / (self.rate or _USUAL_RATE) / self.time_base
+        late = (first or 0) - (stream.start_time or 0)
+        return frame.dts - max(0, min(late, round(stream.codec_context.reorder_depth * step)))
 
     def _frames_of(self, part: Part) -> Iterator[VideoFrame]:
         planned = part.lead + part.frames + part.trail
