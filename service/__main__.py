@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+keys_app = typer.Typer(help="Makes and takes away the API keys that callers show.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 jobs_app = typer.Typer(help="Looks at the jobs of a running service.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 
@@ -84,7 +86,10 @@ def serve(
         out.print(f"Quietframe is ready: [bold]{base_url}[/] ({told})", soft_wrap=True)
         sample = Path(__file__).parent / "samples" / "noisy.jpg"
         # Printed plain and whole: it is to be copied.
-        print(f"  curl -sS -F file=@{shlex.quote(str(sample))} {base_url}/denoise/image -o denoised.jpg", flush=True)
+        key = '-H "Authorization: Bearer $QUIETFRAME_API_KEY" ' if settings.own_keys_file.exists() else ""
+        print(
+            f"  curl -sS {key}-F file=@{shlex.quote(str(sample))} {base_url}/denoise/image -o denoised.jpg", flush=True
+        )
 
     run(settings, on_ready=on_ready, stop=Event())
 
@@ -186,7 +191,11 @@ def denoise(
         Path | None, typer.Option(help="Write what was measured of each frame here: .csv, .json, or .svg for a plot.")
     ] = None,
     server: Annotated[
-        str | None, typer.Option(help="URL of a running service that is to do it; left out, this machine does.")
+        str | None,
+        typer.Option(
+            help="URL of a running service that is to do it; left out, this machine does. "
+            "Its key is taken from QUIETFRAME_API_KEY."
+        ),
     ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -582,6 +591,101 @@ def jobs_replay(job_id: str, data_dir: DataDir = None, redis_url: RedisUrl = Non
         return (await client.replay(job_id)).state
 
     out.print(f"{job_id} is {_ask_broker(replay, data_dir, redis_url)}")
+
+
+KeysFile = Annotated[
+    Path | None, typer.Option(envvar="QUIETFRAME_KEYS_FILE", help="The keys file. [keys.json in the data directory]")
+]
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str | None, typer.Argument(help="Whose it is, for your own lists; --replaces needs none.")] = None,
+    scopes: Annotated[str, typer.Option(help="What it allows: submit, read, admin; a comma between.")] = "submit,read",
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=0, help="Its own bound; 0: none. [as the service is set]")
+    ] = None,
+    pixels_per_minute: Annotated[
+        int | None, typer.Option(min=0, help="Its own bound; 0: none. [as the service is set]")
+    ] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="How long it is good. [until it is revoked]")] = None,
+    replaces: Annotated[
+        str | None,
+        typer.Option(
+            help="Id of a key with the same jobs, name, scopes and bounds; revoke that one when it is no more used."
+        ),
+    ] = None,
+    keys_file: KeysFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a key and print it, this once: only its hash is kept."""
+    from datetime import UTC, datetime, timedelta
+
+    from service.access.keys import Scope, add_key, new_key, read_keys
+
+    path = _settings(keys_file=keys_file, data_dir=data_dir).own_keys_file
+    before = None
+    if replaces is not None:
+        before = next((key for key in read_keys(path) if key.id == replaces), None)
+        if before is None:
+            raise typer.BadParameter(f"there is no key {replaces!r} in {path}")
+    wanted = [one.strip() for one in scopes.split(",") if one.strip()]
+    if unknown := [one for one in wanted if one not in set(Scope)]:
+        raise typer.BadParameter(f"{unknown[0]!r} is no scope; there are {', '.join(Scope)}")
+    if name is None and before is None:
+        raise typer.BadParameter("NAME is needed: whose key it is")
+    key, token = new_key(
+        name if name is not None else before.name if before else "",
+        sorted(before.scopes) if before else [Scope(one) for one in wanted],
+        replaces=before,
+        expires_at=datetime.now(UTC).replace(microsecond=0) + timedelta(days=days) if days else None,
+        requests_per_minute=before.requests_per_minute if before else requests_per_minute,
+        pixels_per_minute=before.pixels_per_minute if before else pixels_per_minute,
+    )
+    add_key(path, key)
+    told = (
+        f"key {key.id} of {key.name} ({', '.join(sorted(key.scopes))}) is in {path}; below is the key, shown this once"
+    )
+    err.print(told, highlight=False, markup=False, soft_wrap=True)
+    print(token)  # alone on stdout: to be put into a secret store by a pipe
+
+
+@keys_app.command("list")
+def keys_list(keys_file: KeysFile = None, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show who has keys: ids, names, scopes, bounds, never the keys themselves."""
+    from service.access.keys import read_keys
+
+    path = _settings(keys_file=keys_file, data_dir=data_dir).own_keys_file
+    known = read_keys(path) if path.exists() else []
+    if as_json:
+        shown = [key.model_dump(mode="json", exclude={"sha256"}) | {"scopes": sorted(key.scopes)} for key in known]
+        print(json.dumps(shown, indent=2))
+        return
+    for key in known:
+        bounds = [
+            f"{'no bound on' if bound == 0 else bound} {what}" + ("" if bound == 0 else " a minute")
+            for bound, what in ((key.requests_per_minute, "requests"), (key.pixels_per_minute, "pixels"))
+            if bound is not None
+        ]
+        until = f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "until revoked"
+        parts = [key.id, f"{key.created_at:%Y-%m-%d}", ",".join(sorted(key.scopes)), until, *bounds]
+        if key.holder != key.id:
+            parts.append(f"jobs of {key.holder}")
+        print(*parts, key.name, sep="  ")
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `quietframe keys list` shows it.")],
+    keys_file: KeysFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Take a key away: a running service refuses it from then on. Its jobs stay, for admins to see."""
+    from service.access.keys import remove_key
+
+    path = _settings(keys_file=keys_file, data_dir=data_dir).own_keys_file
+    gone = remove_key(path, key_id)
+    out.print(f"key {gone.id} of {gone.name} is good no more", highlight=False, markup=False, soft_wrap=True)
 
 
 class _Bars:

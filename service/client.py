@@ -18,6 +18,7 @@ one job.
 import asyncio
 import hashlib
 import json
+import os
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # loaded when the first stream is opened: jobs and images nee
 File = Path | bytes | BinaryIO
 OnProgress = Callable[[Progress], object]
 
+API_KEY = "QUIETFRAME_API_KEY"
 _TRIES = 5  # of a line that breaks without anything new having come
 _PAUSE_S = 0.5
 _CONNECT_S = 10.0
@@ -62,7 +64,7 @@ class ServerProblem(QuietframeError):
 
     @property
     def retryable(self) -> bool:
-        return bool(self.document.get("retryable", self.status >= 500))
+        return bool(self.document.get("retryable", self.status >= 500 or self.status == httpx.codes.TOO_MANY_REQUESTS))
 
 
 class ServerAway(QuietframeError):
@@ -98,13 +100,18 @@ class Restored:
 class Client:
     """To be used in one thread at a time; closed by `close`, or at the end of a `with`."""
 
-    def __init__(self, base_url: str = "http://127.0.0.1:8000", *, timeout_s: float = 330.0) -> None:
+    def __init__(
+        self, base_url: str = "http://127.0.0.1:8000", *, api_key: str | None = None, timeout_s: float = 330.0
+    ) -> None:
         """
         Args:
+            api_key: where the service asks for one; left out, that of the environment (`QUIETFRAME_API_KEY`).
             timeout_s: how long an image may take; a little more than the service's own `QUIETFRAME_SYNC_TIMEOUT_S`.
         """
         timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
-        self._http = httpx.Client(base_url=base_url, timeout=timeout, follow_redirects=True)
+        self._http = httpx.Client(
+            base_url=base_url, timeout=timeout, follow_redirects=True, headers=_key_header(api_key)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -256,10 +263,14 @@ class Client:
 class AsyncClient:
     """The same for an event loop."""
 
-    def __init__(self, base_url: str = "http://127.0.0.1:8000", *, timeout_s: float = 330.0) -> None:
+    def __init__(
+        self, base_url: str = "http://127.0.0.1:8000", *, api_key: str | None = None, timeout_s: float = 330.0
+    ) -> None:
         """As `Client`."""
         timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
-        self._http = httpx.AsyncClient(base_url=base_url, timeout=timeout, follow_redirects=True)
+        self._http = httpx.AsyncClient(
+            base_url=base_url, timeout=timeout, follow_redirects=True, headers=_key_header(api_key)
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -488,6 +499,12 @@ class _Fetch:
             raise Damaged(f"{self.path} came with another hash than its job has; it is not kept")
         self._file.close()
         self._unfinished.replace(self._target)
+
+
+def _key_header(api_key: str | None) -> dict[str, str]:
+    """Sent to the service alone: httpx drops it where a redirect leads to another host, such as a bucket's."""
+    key = (api_key if api_key is not None else os.environ.get(API_KEY, "")).strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _upload(path: str, file: File, reference: File | None, fields: dict[str, Any], opened: ExitStack) -> dict[str, Any]:

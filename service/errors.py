@@ -37,16 +37,36 @@ class IdempotencyConflict(QuietframeError):
     """The idempotency key was used before, for another request."""
 
 
-class QueueFull(QuietframeError):
-    """Too many jobs are waiting."""
+class TryLater(QuietframeError):
+    """It may go well after a while."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         """
         Args:
-            retry_after_s: when what waits now should be done; None where nobody knows.
+            retry_after_s: after which; None where nobody knows.
         """
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueFull(TryLater):
+    """Too many jobs are waiting."""
+
+
+class NoKey(QuietframeError):
+    """The caller shows no API key that is known."""
+
+
+class ScopeMissing(QuietframeError):
+    """The caller's key does not allow this."""
+
+    def __init__(self, message: str, *, scope: str) -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
+class RateExceeded(TryLater):
+    """The caller has asked for more than a minute's quota."""
 
 
 class NotReady(QuietframeError):
@@ -96,6 +116,9 @@ PROBLEMS: dict[type[QuietframeError], tuple[int, str, str, bool]] = {
     JobNotReady: (409, "job_not_ready", "The job has no result yet", True),
     ResultGone: (410, "result_gone", "The job's result is gone", False),
     JobCancelled: (409, "job_cancelled", "The job was cancelled", False),
+    NoKey: (401, "unauthenticated", "An API key is needed", False),
+    ScopeMissing: (403, "scope_missing", "The API key does not allow this", False),
+    RateExceeded: (429, "rate_limited", "The caller's quota is used up", True),
     QueueFull: (503, "queue_full", "Too many jobs are waiting", True),
     StreamsFull: (503, "streams_full", "All places for live streams are taken", True),
     StreamIdle: (408, "stream_idle", "The live stream was silent for too long", True),

@@ -6,16 +6,20 @@ import json
 import logging
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import BinaryIO
 
 from models.catalogue import DenoiserSpec, Kind
 from models.own import Library
+from service.access.callers import current_caller
+from service.access.quotas import Quotas
 from service.blobs import Blob, BlobStore
 from service.broker.queue import QueueClient
 from service.errors import BadInput, NotReady, UnknownFormat
-from service.job import InputFacts, Job, Lane, Options, new_job_id
+from service.job import InputFacts, Job, Lane, Options, new_job_id, pixels_of
 from service.media import formats, probe, sniff
 from service.settings import Settings
 from service.webhooks.target import target_of
@@ -46,13 +50,19 @@ class Asked:
     waited_for: bool = False  # somebody stays on the line, so it goes before what nobody waits for
 
 
+@dataclass(slots=True)
+class _Bill:
+    is_due: bool = False  # a new job came of it
+
+
 class Intake:
     """Checks what was asked, stores its files, and puts the job into its lane."""
 
-    def __init__(self, settings: Settings, queue: QueueClient, store: BlobStore) -> None:
+    def __init__(self, settings: Settings, queue: QueueClient, store: BlobStore, quotas: Quotas | None = None) -> None:
         self._settings = settings
         self._queue = queue
         self._store = store
+        self._quotas = quotas
         self.library = Library(settings.own_models_dir)
         self._probes = asyncio.Semaphore(_PROBES_AT_ONCE)
 
@@ -67,6 +77,7 @@ class Intake:
         Raises:
             BadInput, UnknownFormat, FrameTooLarge, UnknownDenoiser: it will never do.
             IdempotencyConflict: the key belongs to another request.
+            RateExceeded: the caller has handed in too many pixels.
             QueueFull, NotReady: not now.
         """
         if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
@@ -75,12 +86,11 @@ class Intake:
         spec = await asyncio.to_thread(self.library.find, asked.model, asked.kind)
         check_options(asked.kind, spec, asked.options)
 
-        blob, facts = await self._take_in(asked.kind, asked.content)
+        facts = await self._look_at(asked.kind, asked.content)
         _check_output(asked.kind, asked.options, facts.content_type, facts)  # again, now that `same` means something
-        reference = None
         if asked.reference is not None:
             try:
-                reference, clean = await self._take_in(asked.kind, asked.reference)
+                clean = await self._look_at(asked.kind, asked.reference)
             except BadInput as err:
                 raise type(err)(f"the reference is refused: {err}") from err
             if (clean.width, clean.height) != (facts.width, facts.height):
@@ -88,6 +98,29 @@ class Intake:
                     f"reference is {clean.width}x{clean.height} and file is {facts.width}x{facts.height}; "
                     "both must be of one size"
                 )
+        async with self._paid(pixels_of(asked.kind, facts)) as bill:
+            job_id, is_new = await self._put(asked, spec, facts, idempotency_key)
+            bill.is_due = is_new
+        return job_id, is_new
+
+    @asynccontextmanager
+    async def _paid(self, pixels: int) -> AsyncIterator["_Bill"]:
+        """Take them from the caller's quota, before a byte is stored; where no job comes of it they are given back."""
+        bill = _Bill()
+        if self._quotas is not None:
+            await self._quotas.spend_pixels(pixels)
+        try:
+            yield bill
+        finally:
+            if self._quotas is not None and not bill.is_due:
+                await self._quotas.give_back_pixels(pixels)
+
+    async def _put(
+        self, asked: Asked, spec: DenoiserSpec, facts: InputFacts, idempotency_key: str | None
+    ) -> tuple[str, bool]:
+        blob = await self._store_away(asked.content)
+        reference = await self._store_away(asked.reference) if asked.reference is not None else None
+        caller = current_caller()
         job = Job(
             id=new_job_id(),
             kind=asked.kind,
@@ -99,6 +132,7 @@ class Intake:
             input=facts,
             name=safe_stem(asked.name) or asked.kind,
             created_at=time.time(),
+            owner=caller.owner if caller else None,
             webhook=asked.webhook_url,
         )
         idempotency = (idempotency_key, _fingerprint(asked, blob, reference)) if idempotency_key else None
@@ -113,8 +147,8 @@ class Intake:
             raise BadInput("webhook_url is set, and this service sends no webhooks; follow the job, or poll it")
         target_of(url, allow_http=settings.webhook_allow_http, allow_private=settings.webhook_allow_private)
 
-    async def _take_in(self, kind: Kind, content: BinaryIO) -> tuple[Blob, InputFacts]:
-        """Look at the header, and at a video's first frame, then store the bytes; what is refused is never stored."""
+    async def _look_at(self, kind: Kind, content: BinaryIO) -> InputFacts:
+        """At the header, and at a video's first frame; what is refused here is never stored."""
         head = await asyncio.to_thread(_head_of, content)
         if not head:
             raise BadInput("file is empty: it has 0 bytes")
@@ -125,11 +159,9 @@ class Intake:
         if found != kind:
             raise UnknownFormat(f"file is {content_type}, and here {_DOOR[kind][0]} are taken. {_DOOR[found][1]}")
         if kind == "image":
-            facts = await asyncio.to_thread(sniff.probe_image, content, self._settings)
-        else:
-            async with self._probes:
-                facts = await probe.probe_video(content, self._settings)
-        return await self._store_away(content), facts
+            return await asyncio.to_thread(sniff.probe_image, content, self._settings)
+        async with self._probes:
+            return await probe.probe_video(content, self._settings)
 
     async def _store_away(self, content: BinaryIO) -> Blob:
         try:

@@ -62,6 +62,7 @@ class InputFacts(_Frozen):
     bytes: int = Field(description="Size of the upload.")
     width: int = Field(description="Pixels, as stored.")
     height: int = Field(description="Pixels, as stored.")
+    pages: int | None = Field(None, description="Pages of a TIFF that has several; its size is that of the first.")
     frames: int | None = Field(None, description="Frames of a video, as its header says; null if it does not say.")
     frame_rate: str | None = Field(None, description="Frames per second as a fraction, such as 30000/1001.")
     has_audio: bool | None = Field(None, description="Whether a video has an audio track.")
@@ -83,14 +84,14 @@ class Job(_Frozen):
     input: InputFacts
     name: str  # a safe stem for the result's file name
     created_at: float  # seconds since 1970
+    owner: str | None = None  # holder of the API key that it came with
     webhook: str | None = None  # who is told of the end; for senders only, its path may hold a secret of the receiver's
     trace: str | None = None  # W3C traceparent of the span that put it: what a worker does for it goes under that
 
     @property
     def pixels(self) -> int:
         """To denoise, as far as the header tells."""
-        frames = 1 if self.kind == "image" else self.input.frames or UNTOLD_FRAMES
-        return self.input.width * self.input.height * frames
+        return pixels_of(self.kind, self.input)
 
     @property
     def compat(self) -> str:
@@ -313,6 +314,11 @@ class JobDocument(BaseModel):
     )
     result: ResultLink | None = Field(None, description="Present when it succeeded.")
     error: ProblemDocument | None = Field(None, description="Present when it failed.")
+
+
+def pixels_of(kind: Literal["image", "video"], facts: InputFacts) -> int:
+    frames = 1 if kind == "image" else facts.frames or UNTOLD_FRAMES
+    return facts.width * facts.height * frames
 
 
 def new_job_id() -> str:

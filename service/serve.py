@@ -7,11 +7,13 @@ child that dies is started again, slower each time it dies young.
 import json
 import logging
 import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from threading import Event
 
 from service.broker.embedded import EmbeddedServer
@@ -56,8 +58,10 @@ def serve(settings: Settings, *, on_ready: Callable[[str, str], None], stop: Eve
             # The API process listens there itself, for the library takes no socket; said by that process, a port that
             # is taken would be lost among its log lines.
             _listen(settings.host, settings.grpc_port).close()
+        if settings.admin_port:
+            _listen(settings.host, settings.admin_port).close()
         host, port = listener.getsockname()[:2]
-        base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        base_url = f"{'https' if settings.tls_cert_file else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
         try:
             settings.data_dir.mkdir(parents=True, exist_ok=True)
         except OSError as err:
@@ -83,9 +87,10 @@ def serve(settings: Settings, *, on_ready: Callable[[str, str], None], stop: Eve
         cleanup.callback(pool.stop, settings.drain_s + KILL_AFTER_S)  # whatever happens, before the queue is stopped
         cleanup.callback(listener.close)  # a client that comes now is refused at once, and does not wait for nobody
         pool.start()
-        _wait_until_ready(base_url, pool, stop)
+        asking = _direct(settings.tls_cert_file)
+        _wait_until_ready(base_url, asking, pool, stop)
         if not stop.is_set():
-            on_ready(base_url, f"{f'[{host}]' if ':' in host else host}:{_grpc_port(base_url)}")
+            on_ready(base_url, f"{f'[{host}]' if ':' in host else host}:{_grpc_port(base_url, asking)}")
         while not stopped_within(LOOK_EVERY_S, stop):
             if queue and queue.pid is None:
                 log.warning("the queue's server died; starting it again")
@@ -112,12 +117,12 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _wait_until_ready(base_url: str, pool: Pool, stop: Event) -> None:
+def _wait_until_ready(base_url: str, asking: urllib.request.OpenerDirector, pool: Pool, stop: Event) -> None:
     deadline = time.monotonic() + READY_WITHIN_S
     why = "no answer"
     while not stopped_within(0.05, stop):
         try:
-            with _direct().open(f"{base_url}/readyz", timeout=5):
+            with asking.open(f"{base_url}/readyz", timeout=5):
                 return
         except urllib.error.HTTPError as err:
             why = err.read().decode(errors="replace")
@@ -130,12 +135,21 @@ def _wait_until_ready(base_url: str, pool: Pool, stop: Event) -> None:
             raise CannotStart(f"not ready after {READY_WITHIN_S:.0f} s: {why}")
 
 
-def _grpc_port(base_url: str) -> int:
+def _grpc_port(base_url: str, asking: urllib.request.OpenerDirector) -> int:
     """Which one the API process took, where it could choose."""
-    with _direct().open(base_url, timeout=5) as answer:
+    with asking.open(base_url, timeout=5) as answer:
         return int(json.load(answer)["grpc_port"])
 
 
-def _direct() -> urllib.request.OpenerDirector:
-    """A proxy knows nothing of our own socket."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _direct(certificate: Path | None) -> urllib.request.OpenerDirector:
+    """A proxy knows nothing of our own socket. Of TLS it must be our own certificate, for whatever name it was made."""
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if certificate is not None:
+        try:
+            context = ssl.create_default_context(cafile=certificate)
+        except OSError as err:  # ssl.SSLError is one
+            raise CannotStart(f"no TLS with {certificate}: {err.strerror or err}") from err
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    return urllib.request.build_opener(*handlers)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.access.gate import Gate
 from service.blobs import BlobStore
 from service.broker.card import WorkerCard
 from service.broker.queue import QueueClient
@@ -21,9 +22,11 @@ class Services:
     queue: QueueClient
     store: BlobStore
     intake: Intake
+    gate: Gate
     metrics: ApiMetrics
     spool: Path
     grpc_port: int | None = None  # where gRPC listens, once it does
+    admin_port: int | None = None  # where metrics and operators' calls are, where apart
     leaving: asyncio.Event = field(default_factory=asyncio.Event)  # set: new callers are to look elsewhere
     draining: asyncio.Event = field(default_factory=asyncio.Event)  # set: the process is about to stop
     _unfinished: set[asyncio.Task[Any]] = field(default_factory=set)

@@ -2,11 +2,12 @@
 
 import base64
 import binascii
+import re
 import ssl
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.catalogue import AUTO, CATALOGUE
@@ -87,6 +88,15 @@ def _known_models(text: str) -> str:
     return ",".join(names)
 
 
+def _origins(text: str) -> str:
+    """Blank means none."""
+    found = text.replace(",", " ").split()
+    for origin in found:
+        if origin != "*" and not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin):
+            raise ValueError(f"{origin!r} is no origin; write https://host or https://host:port, without a path")
+    return ",".join(found)
+
+
 _TEN_YEARS_S = 10 * 366 * 24 * 3600
 
 
@@ -98,6 +108,33 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the HTTP server listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP server; 0 takes a free one.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free one.")
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port for `/metrics` and the calls of operators, which are then on no other; 0 takes a free one.",
+    )
+    tls_cert_file: Path | None = Field(
+        None, description="Certificate with its chain (PEM), for all ports: HTTP and gRPC are then TLS only."
+    )
+    tls_key_file: Path | None = Field(None, description="Its private key (PEM).")
+    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
+        "", description="Origins whose pages may call the API, a comma between; `*`: all. Blank: none."
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="API keys that callers must show; unset: `keys.json` in the data directory if it is there when the "
+        "API starts, else no keys are asked for.",
+    )
+    requests_per_minute: int = Field(
+        0,
+        ge=0,
+        lt=10**15,
+        description="Calls that a key, or an address where none are asked for, may make; 0: no bound.",
+    )
+    pixels_per_minute: int = Field(
+        0, ge=0, lt=10**15, description="Pixels that it may hand in, frames of videos all counted; 0: no bound."
+    )
     data_dir: Path = Field(Path("quietframe-data"), description="Where blobs and the embedded queue live.")
     models_dir: Path | None = Field(
         None, description="Where models adapted to your own footage live; unset: `models` in the data directory."
@@ -263,6 +300,17 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         "text", description="How: lines to read, or JSON objects with the job and the trace that each is about."
     )
+
+    @model_validator(mode="after")
+    def _both_of_tls(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file are set both, or neither")
+        return self
+
+    @property
+    def own_keys_file(self) -> Path:
+        """Where API keys are kept, if there are any."""
+        return self.keys_file if self.keys_file is not None else self.data_dir / "keys.json"
 
     @property
     def own_models_dir(self) -> Path:

@@ -24,7 +24,7 @@ FLOORS = [
     {"asking"},
     {"services"},
     {"intake", "pipeline", "folders"},
-    {"webhooks", "sandbox"},
+    {"webhooks", "sandbox", "access"},
     {"broker", "media", "blobs"},
     {"metrics", "settings", "frames", "processes", "confinement"},
     {"telemetry"},

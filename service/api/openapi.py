@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from service.api.rights import right_for
 from service.errors import PROBLEMS, problem
 from service.frames import COLUMNS, FrameFigures, FrameTable, in_form
 from service.job import (
@@ -124,6 +125,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 _DETAILS = {
     400: "the request body is not a well-formed multipart form",
+    401: "an API key is needed: send it as Authorization: Bearer qf_...",
+    403: "this API key has not the scope submit, which this call needs",
     404: f"there is no job {JOB_ID}, or no longer",
     409: f"job {JOB_ID} is running",
     410: f"job {JOB_ID} is expired; its result is gone",
@@ -131,6 +134,7 @@ _DETAILS = {
     415: "file is video/mp4, and here images are taken. Send videos to POST /jobs/video",
     416: "the result has 148902 bytes; the range bytes=200000- begins behind them",
     422: "sigma is 900; model fitvnet-spatial takes 0 to 55 (noise level on the 8-bit scale)",
+    429: "600 requests a minute are allowed; this request will fit in 2 s",
     503: "no worker is ready",
 }
 _PLAIN = {
@@ -154,9 +158,39 @@ def _problem_answer(status: int) -> dict[str, Any]:
             }
         },
     }
-    if status == 503:
+    if status in (429, 503):
         answer["headers"] = {"Retry-After": header("Seconds until another try is worth it.", "integer")}
     return answer
+
+
+def tell_of_access(page: dict[str, Any], *, keys: bool) -> None:
+    """Which calls need a key, and what is answered without one.
+
+    Args:
+        keys: whether this service asks for keys; a page that says so of one that does not would be wrong.
+    """
+    refusals = {str(status): answer for status, answer in problems(401, 403, 429).items()}
+    refusals["401"]["headers"] = {"WWW-Authenticate": header("Always `Bearer`.")}
+    refusals["429"]["headers"] |= {
+        "RateLimit": header("How the caller stands: draft-ietf-httpapi-ratelimit-headers."),
+        "RateLimit-Policy": header("The quotas, of requests and of pixels."),
+    }
+    page["components"]["securitySchemes"] = {"apiKey": _SCHEME}
+    for path, item in page["paths"].items():
+        for method, call in item.items():
+            right = right_for(method.upper(), path)
+            if right is not None:
+                call["security"] = [{"apiKey": []}] if keys else [{}, {"apiKey": []}]
+                call["responses"] |= refusals
+                call["description"] = f"{call.get('description', '')}\n\nNeeds a key with the scope `{right}`.".strip()
+
+
+_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "qf_{id}_{secret}",
+    "description": "An API key, where the operator asks for them (`quietframe keys new`). It sees its own jobs only.",
+}
 
 
 def header(description: str, kind: str = "string") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 
 from models.errors import QuietframeError
-from service.errors import QueueFull, problem, problem_of
+from service.errors import NoKey, ScopeMissing, TryLater, problem, problem_of
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,17 @@ def respond(document: Mapping[str, Any], instance: str, headers: Mapping[str, st
     return JSONResponse(sent, status, {**retry, **(headers or {})}, media_type=MEDIA_TYPE)
 
 
+def headers_of(err: QuietframeError) -> dict[str, str]:
+    """What a header says of an error, beyond its document: when to come again, or what key to show (RFC 6750, 3)."""
+    if isinstance(err, TryLater) and err.retry_after_s is not None:
+        return {"Retry-After": str(min(max(math.ceil(err.retry_after_s), 1), LONGEST_RETRY_S))}
+    if isinstance(err, NoKey):
+        return {"WWW-Authenticate": 'Bearer realm="quietframe"'}
+    if isinstance(err, ScopeMissing):
+        return {"WWW-Authenticate": f'Bearer realm="quietframe", error="insufficient_scope", scope="{err.scope}"'}
+    return {}
+
+
 def plain(status: int, detail: str, errors: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """The document of what HTTP itself refuses."""
     code, title = _PLAIN.get(status, ("http_error", HTTPStatus(status).phrase))
@@ -96,9 +107,7 @@ def install(app: FastAPI) -> None:
         document = problem_of(err)
         if document["status"] == 500:
             log.error("%s %s failed", request.method, request.url.path, exc_info=err)
-        known_s = err.retry_after_s if isinstance(err, QueueFull) else None
-        retry = {} if known_s is None else {"Retry-After": str(min(max(math.ceil(known_s), 1), LONGEST_RETRY_S))}
-        return respond(document, request.url.path, retry)
+        return respond(document, request.url.path, headers_of(err))
 
     @app.exception_handler(Refused)
     async def _refused(request: Request, err: Refused) -> Response:

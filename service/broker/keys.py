@@ -23,6 +23,10 @@ primary with its replicas; not a cluster that splits them).
 |                |        | `data` = JSON; the last 256 or a few more         | a job; report, preview        |       |
 | `jobs`         | zset   | ids of all jobs, score 0, as ids sort by birth    | put, expire, remove           | ever  |
 | `jobs:{state}` | zset   | ids of the jobs in that state, score 0            | every script that moves a job | ever  |
+| `jobs@{owner}` | zset   | the same two, of the jobs of one holder of an API | as those                      | while |
+| `jobs:{state}` |        | key alone                                         |                               | he    |
+| `@{owner}`     |        |                                                   |                               | has   |
+| `owners`       | hash   | id -> holder, of jobs that came with a key        | put; expire, remove drop      | ever  |
 | `blob:{name}`  | set    | ids of the jobs and parts that use the blob       | put, settle, part_done,       | empty |
 |                |        |                                                   | preview; whatever ends them   |       |
 | `idem:{hash}`  | hash   | `job` and `fingerprint` of an idempotency key     | put                           | 24 h  |
@@ -42,6 +46,9 @@ primary with its replicas; not a cluster that splits them).
 | `load`         | hash   | lane -> pixels accepted and not done yet          | whatever starts or ends a job | ever  |
 | `speed`        | hash   | lane -> pixels per second of one slot of a worker | settle, part_done             | ever  |
 | `counters`     | hash   | `{name}:{lane}` = number; names in `COUNTERS`     | most scripts                  | ever  |
+| `quota:`       | string | when the bucket is full again: ms since 1970; no  | spend                         | until |
+| `{policy}:`    |        | key: it is full. `payer` is the holder of an API  |                               | then  |
+| `{payer}`      |        | key, or an address                                |                               |       |
 | `worker:{id}`  | string | a worker's card, JSON                             | its heartbeat                 | L     |
 | `workers`      | zset   | ids of workers; score: last heartbeat             | heartbeat; retire,            | ever  |
 |                |        |                                                   | forget_workers drop           |       |
@@ -113,17 +120,20 @@ def events(job_id: str) -> str:
     return f"{PREFIX}events:{job_id}"
 
 
-def jobs(state: JobState | None) -> str:
-    return f"{PREFIX}jobs:{state}" if state else f"{PREFIX}jobs"
+def jobs(state: JobState | None, owner: str | None = None) -> str:
+    return f"{PREFIX}jobs" + (f":{state}" if state else "") + (f"@{owner}" if owner else "")
 
 
 def blob(name: str) -> str:
     return f"{PREFIX}blob:{name}"
 
 
-def idempotency(key: str) -> str:
-    """What stands behind `idem:`. Hashed: a client's key may be of any length and hold any character."""
-    return hashlib.sha256(key.encode()).hexdigest()
+def idempotency(key: str, owner: str | None = None) -> str:
+    """What stands behind `idem:`. Hashed: a client's key may be of any length and hold any character.
+
+    Two holders of API keys who chose the same one mean two things: a blank stands in no client's key.
+    """
+    return hashlib.sha256((f"{owner} {key}" if owner else key).encode()).hexdigest()
 
 
 def worker(worker_id: str) -> str:

@@ -5,14 +5,14 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from service.broker import keys
 from service.broker.card import WorkerCard
-from service.broker.link import BLOCK_S, Argument, AsyncLink, answering, open_async_link
+from service.broker.link import BLOCK_S, Argument, AsyncLink, answering, open_async_link, reachable
 from service.broker.lua import script
 from service.errors import BadInput, IdempotencyConflict, JobNotFound, JobNotReady, QueueFull, ResultGone
 from service.job import JOB_ID_PATTERN, Job, JobState, Lane, Progress, Record
@@ -27,6 +27,7 @@ _JOB_ID = re.compile(JOB_ID_PATTERN)
 _EVENT_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _EVENTS_AT_ONCE = 64
 _COMMANDS_AT_ONCE = 32  # each takes a connection for a fraction of a millisecond; more would only wait in the server
+_COUNT_S = 1.0  # for counting what a caller spends
 _WAITERS_MAX = 4096  # each holds a connection while it waits; a server takes 10000 by default
 
 
@@ -122,11 +123,12 @@ class QueueClient:
             job.lane,
             job.model_dump_json(),
             self._settings.max_queued_jobs,
-            keys.idempotency(key) if idempotency else "",
+            keys.idempotency(key, job.owner) if idempotency else "",
             fingerprint,
             keys.IDEMPOTENCY_TTL_S,
             job.compat,
             job.pixels,
+            job.owner or "",
             *dict.fromkeys(job.blobs),
         )
         tracing.told("put", time.monotonic() - began, "producer", job=job.id, lane=job.lane)
@@ -155,15 +157,17 @@ class QueueClient:
             JobNotFound
         """
         if not _JOB_ID.fullmatch(job_id):
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         fields = await self._ask("HGETALL", keys.job(job_id))
         record = record_of(fields)
         if record is None:
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         return record
 
-    async def list(self, state: JobState | None, limit: int, cursor: str | None) -> tuple[Records, str | None]:
-        """Jobs, newest first; of one state, or of any.
+    async def list(
+        self, state: JobState | None, limit: int, cursor: str | None, *, owner: str | None = None
+    ) -> tuple[Records, str | None]:
+        """Jobs, newest first; of one state, or of any; of one owner, or of all.
 
         Args:
             cursor: what the page before gave; None for the first page.
@@ -178,7 +182,7 @@ class QueueClient:
             raise BadInput(f"cursor is {cursor[:64]!r}; it must be one that a list of jobs gave")
         # All scores are 0 and ids sort by birth, so the order of the members is the order of birth.
         start = f"({cursor}" if cursor else "+"
-        ids = await self._ask("ZREVRANGEBYLEX", keys.jobs(state), start, "-", "LIMIT", 0, limit + 1)
+        ids = await self._ask("ZREVRANGEBYLEX", keys.jobs(state, owner), start, "-", "LIMIT", 0, limit + 1)
         async with answering(), self._turns:
             pipeline = self._connected().pipeline(transaction=False)
             for job_id in ids[:limit]:
@@ -197,7 +201,7 @@ class QueueClient:
             JobNotFound
         """
         if not _JOB_ID.fullmatch(job_id) or not await self._run("cancel", job_id, self._result_ttl_ms):
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         return await self.get(job_id)
 
     async def remove(self, job_id: str) -> Names:
@@ -212,7 +216,7 @@ class QueueClient:
         """
         verdict, *answer = await self._run("remove", job_id)
         if verdict == "missing":
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         if verdict == "active":
             raise JobNotReady(f"job {job_id} is {answer[0]}; cancel it first")
         return [str(name) for name in answer]
@@ -228,7 +232,7 @@ class QueueClient:
         """
         verdict, *answer = await self._run("replay", job_id, self._settings.max_queued_jobs)
         if verdict == "missing":
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         if verdict == "refused":
             raise BadInput(f"job {job_id} is {answer[0]}; only failed jobs are replayed")
         if verdict == "gone":
@@ -276,6 +280,27 @@ class QueueClient:
         known = last_event_id is not None and _EVENT_ID.fullmatch(last_event_id)
         async for event in self._follow(job_id, last_event_id if known and last_event_id else "0-0", None):
             yield event
+
+    async def spend(
+        self, costs: Sequence[tuple[str, str, int, int]], *, window_s: float
+    ) -> tuple[bool, Sequence[float]]:
+        """Take from a caller's quotas, from all or from none.
+
+        It is asked with nearly every call, so the server has less time to answer than it has otherwise: the caller
+        waits for nothing but this, and has another way.
+
+        Args:
+            costs: policy, payer, quota, amount; an amount below 0 gives back, one of 0 only asks.
+            window_s: in which a quota is filled.
+
+        Returns:
+            Whether it was there to take, and for each quota in how many seconds it will be full.
+        """
+        flat = [value for policy, payer, quota, amount in costs for value in (policy, payer, quota, amount)]
+        with reachable():
+            async with asyncio.timeout(_COUNT_S), self._turns:
+                fits, *debts = await script("spend").run_async(self._connected(), int(window_s * 1000), *flat)
+        return bool(fits), [float(debt) / 1000 for debt in debts]
 
     async def depths(self) -> dict[Lane, LaneDepth]:
         lanes = list(Lane)
@@ -376,5 +401,5 @@ def _number(text: str | None) -> float | None:
     return float(text) if text else None
 
 
-def _unknown(job_id: str) -> JobNotFound:
+def unknown_job(job_id: str) -> JobNotFound:
     return JobNotFound(f"no job {job_id[:64]!r} is known")

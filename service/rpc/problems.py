@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from service.errors import QueueFull, problem_of
+from service.errors import TryLater, problem_of
 
 CODE_KEY = "quietframe-code"
 _DOMAIN = "quietframe"
@@ -27,6 +27,9 @@ _STATUSES: dict[str, grpc.StatusCode] = {
     "job_not_ready": grpc.StatusCode.FAILED_PRECONDITION,
     "result_gone": grpc.StatusCode.NOT_FOUND,
     "job_cancelled": grpc.StatusCode.ABORTED,  # CANCELLED is what a caller who left is told
+    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
+    "scope_missing": grpc.StatusCode.PERMISSION_DENIED,
+    "rate_limited": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "queue_full": grpc.StatusCode.UNAVAILABLE,
     "streams_full": grpc.StatusCode.UNAVAILABLE,
     "stream_broken": grpc.StatusCode.UNAVAILABLE,
@@ -43,7 +46,7 @@ async def refuse(context: Any, err: Exception) -> NoReturn:
     Raises:
         grpc.aio.AbortError: always; it is how a call ends early.
     """
-    retry_after_s = err.retry_after_s if isinstance(err, QueueFull) else None
+    retry_after_s = err.retry_after_s if isinstance(err, TryLater) else None
     await refuse_with(context, problem_of(err), retry_after_s=retry_after_s)
 
 
@@ -60,7 +63,7 @@ def ending_of(
     code, detail = str(document["code"]), str(document["detail"])[:_DETAIL_CHARS]
     status = status_of(document)
     details = [ErrorInfo(reason=code, domain=_DOMAIN)]
-    if status is grpc.StatusCode.UNAVAILABLE:
+    if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
         details.append(RetryInfo(retry_delay=Duration(seconds=math.ceil(retry_after_s or _RETRY_S))))
     told = Status(code=status.value[0], message=detail, details=[_packed(one) for one in details])
     return status, detail, ((CODE_KEY, code), ("grpc-status-details-bin", told.SerializeToString()))

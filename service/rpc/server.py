@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from contextlib import suppress
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -10,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from models.errors import QuietframeError
 from service.rpc import denoiser, inference
+from service.rpc.access import Access
 from service.rpc.denoiser import DenoiserService
 from service.rpc.edge import Edge
 from service.rpc.generated import grpc_predict_v2_pb2_grpc
@@ -17,6 +19,7 @@ from service.rpc.generated.quietframe.v1 import denoiser_pb2_grpc
 from service.rpc.inference import InferenceService
 from service.rpc.readiness import Readiness
 from service.services import Services
+from service.settings import Settings
 
 _CALLS_AT_ONCE = 1024  # streams that are watched for hours count too
 
@@ -33,7 +36,7 @@ class RpcServer:
         names = {denoiser.NAME, inference.NAME}
         self._readiness = Readiness(services, names)
         self._server = grpc.aio.server(
-            interceptors=[Edge(names, services.metrics)],
+            interceptors=[Edge(names, services.metrics), Access(services.gate)],
             options=[
                 # Without it a second service on the same port would start, and share its calls.
                 ("grpc.so_reuseport", 0),
@@ -75,10 +78,30 @@ class RpcServer:
             _try_to_listen(host, port)  # the library would not say why it cannot
         with suppress(RuntimeError):
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            taken = int(self._server.add_insecure_port(address))
+            credentials = _credentials_of(self._services.settings)
+            taken = int(
+                self._server.add_secure_port(address, credentials)
+                if credentials
+                else self._server.add_insecure_port(address)
+            )
             if taken:
                 return taken
         raise CannotListen(f"cannot listen on {host}:{port} for gRPC")
+
+
+def _credentials_of(settings: Settings) -> Any:
+    """Of the same files as HTTP; None where there is no TLS.
+
+    Raises:
+        CannotListen: they cannot be read.
+    """
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    try:
+        pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
+    except OSError as err:
+        raise CannotListen(f"no TLS with {settings.tls_cert_file} and its key: {err.strerror or err}") from err
+    return grpc.ssl_server_credentials([pair])
 
 
 def _try_to_listen(host: str, port: int) -> None:

@@ -11,7 +11,9 @@ from service.broker.keys import COUNTERS
 from service.errors import NotReady
 from service.metrics import QueueFigures
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"])  # all that is always with the calls
+probes = APIRouter(tags=["service"])
+figures = APIRouter(tags=["service"])  # on the operators' port, where there is one
 
 
 class Alive(BaseModel):
@@ -38,7 +40,7 @@ async def index(services: UseServices) -> Index:
     return Index(grpc_port=services.grpc_port)
 
 
-@router.get(
+@probes.get(
     "/livez",
     summary="Is the process alive?",
     description="Asks the event loop only. A broker that is away is no reason to restart this process.",
@@ -48,7 +50,7 @@ async def livez() -> Alive:
     return Alive()
 
 
-@router.get(
+@probes.get(
     "/readyz",
     summary="Can it take work?",
     description="Ready means: the broker answers and a worker is up. What is missing is in the problem's `detail`.",
@@ -59,7 +61,7 @@ async def readyz(services: UseServices) -> Ready:
     return Ready(workers=await services.ready_workers())
 
 
-@router.get(
+@figures.get(
     "/metrics",
     summary="Figures for Prometheus",
     description="OpenMetrics text. While the broker is away the queue's figures are absent, and `denoise_broker_up` "

@@ -1,6 +1,6 @@
 -- Helpers that every script begins with. ARGV[1] is the prefix of all keys; keys.py has the table of them.
 -- Keys touched here: job:{id}, jobs, jobs:{state}, events:{id}, work:{lane}, void:{lane}, blob:{name},
--- expiring, dead, counters, load, speed, workers, hooks, hook:{id}, hooks:dead.
+-- owners, expiring, dead, counters, load, speed, workers, hooks, hook:{id}, hooks:dead.
 local PREFIX = ARGV[1]
 local GROUP = 'workers'
 local PART_LANE, JOIN_LANE = 'video.part', 'video.join'
@@ -47,18 +47,27 @@ local function publish(id, event, data)
   redis.call('XADD', key('events', id), 'MAXLEN', '~', EVENTS_KEPT, '*', 'event', event, 'data', data)
 end
 
--- Moves a job to a state: record, both indexes and the event together.
+-- Endings of the indexes that a job stands in: that of all jobs, and its owner's. Asked by id, not of the record: the
+-- indexes outlive it.
+local function indexes_of(id)
+  local owner = redis.call('HGET', PREFIX .. 'owners', id)
+  return owner and {'', '@' .. owner} or {''}
+end
+
+-- Moves a job to a state: record, indexes and the event together.
 local function enter(id, job, state, attempts)
   if video_of(id) then
     redis.call('HSET', key('job', id), 'state', state)
     job.state = state
     return
   end
-  if job.state then
-    redis.call('ZREM', key('jobs', job.state), id)
+  for _, whose in ipairs(indexes_of(id)) do
+    if job.state then
+      redis.call('ZREM', key('jobs', job.state) .. whose, id)
+    end
+    redis.call('ZADD', PREFIX .. 'jobs' .. whose, 0, id)
+    redis.call('ZADD', key('jobs', state) .. whose, 0, id)
   end
-  redis.call('ZADD', PREFIX .. 'jobs', 0, id)
-  redis.call('ZADD', key('jobs', state), 0, id)
   redis.call('HSET', key('job', id), 'state', state)
   publish(id, 'state', cjson.encode({
     state = state, attempts = math.max(tonumber(attempts or job.attempts or 0), tonumber(job.worst or 0))}))
@@ -255,11 +264,14 @@ end
 
 local function forget(id, job)
   redis.call('DEL', key('job', id), key('events', id))
-  redis.call('ZREM', PREFIX .. 'jobs', id)
   redis.call('ZREM', PREFIX .. 'expiring', id)
-  for _, state in ipairs({'queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled', 'expired'}) do
-    redis.call('ZREM', key('jobs', state), id)
+  for _, whose in ipairs(indexes_of(id)) do
+    redis.call('ZREM', PREFIX .. 'jobs' .. whose, id)
+    for _, state in ipairs({'queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled', 'expired'}) do
+      redis.call('ZREM', key('jobs', state) .. whose, id)
+    end
   end
+  redis.call('HDEL', PREFIX .. 'owners', id)
   if job.dead then
     redis.call('XDEL', PREFIX .. 'dead', job.dead)
   end
