@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo serve test chaos fuzz check format graphs protos clean
+.PHONY: help demo serve test chaos metrics-check fuzz check format graphs protos clean
 
 help:
 	@echo "make demo    install, serve, denoise a photo and a clip over HTTP, show the result, stop"
 	@echo "make serve   install, then serve on http://127.0.0.1:8000 until Ctrl-C"
 	@echo "make test    install everything, run the tests"
 	@echo "make chaos   kill, stop, cut off and fill up the service at work, and see that nothing is lost"
+	@echo "make metrics-check  promtool over rules and alerts, and a real Prometheus over the service under load"
 	@echo "make fuzz    feed spoilt files to the decoders for FUZZ_SECONDS (60)"
 	@echo "make check   lint, format and types"
 	@echo "make format  put the code into shape"
@@ -31,6 +32,14 @@ test: $(VENV)/full
 
 chaos: $(VENV)/full
 	PYTHONPATH=tests $(BIN)/python -m chaos $(CHAOS)
+
+# Debian's package, unpacked here where it is not installed: that needs no root, and starts no service.
+metrics-check: $(VENV)/full
+	@command -v promtool >/dev/null && command -v prometheus >/dev/null || test -x $(VENV)/prometheus/usr/bin/promtool || { \
+	  command -v apt-get >/dev/null || { echo "install prometheus and promtool first: https://prometheus.io/download"; exit 1; }; \
+	  mkdir -p $(VENV)/prometheus && cd $(VENV)/prometheus && apt-get download prometheus && dpkg-deb -x prometheus_*.deb . \
+	  || { echo "apt-get cannot fetch it: as root, apt-get update and apt-get install prometheus"; exit 1; }; }
+	$(BIN)/python -m pytest -m prometheus tests/test_metrics_live.py
 
 fuzz: $(VENV)/full
 	PYTHONPATH=tests $(BIN)/python -m hostile.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
