@@ -154,6 +154,19 @@ def worker_process(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None
         raise typer.Exit(1)
 
 
+@app.command()
+def health(
+    part: Annotated[str, typer.Argument(metavar="api|worker", help="What runs here.")],
+    ready: Annotated[bool, typer.Option("--ready", help="Whether it takes work, and not only whether it lives.")] = False,
+) -> None:
+    """Ask the API or the workers of this machine how they are; status 1 if not well. For health checks."""
+    from service.health import check
+
+    if part not in ("api", "worker"):
+        raise typer.BadParameter(f"{part!r}; there are api and worker")
+    check("api" if part == "api" else "worker", _settings(), ready=ready)
+
+
 def _level(text: str) -> float | None:
     """
     Raises:

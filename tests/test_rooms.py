@@ -16,7 +16,7 @@ FLOORS = [
     {"__main__", "demo"},
     {"serve"},
     {"supervise"},
-    {"api", "worker", "files", "remote", "building", "evaluation", "adaptation"},
+    {"api", "worker", "files", "remote", "building", "evaluation", "adaptation", "health"},
     {"live"},
     {"client"},
     {"rpc"},
