@@ -12,7 +12,7 @@ from media_samples import Pixels, bgr, encoded, exif, icc, lzw_tiff, photo, png,
 from PIL import Image, ImageOps
 
 from service.errors import BadInput, FrameTooLarge, UnknownFormat
-from service.media.image import Encoded, Metadata, Picture, read_image, write_image
+from service.media.image import Encoded, Metadata, Picture, join_pages, read_image, write_image
 from service.settings import Settings
 
 LIMITS = Settings()
@@ -360,6 +360,13 @@ def test_dots_per_inch_go_from_any_format_that_has_them_to_any(source, into, rea
     assert [round(float(one)) for one in pillow(result.data).info["dpi"]] == [300, 150]
 
 
+def test_a_tiff_that_lies_on_its_side_is_stood_up_with_its_dots_per_inch(read):
+    lying = tiff(photo(), 2, extra={274: (3, [6]), 282: (5, [300, 1]), 283: (5, [150, 1])})
+    made = pillow(write_image(read(lying).pixels, read(lying), format="same").data)
+    np.testing.assert_array_equal(np.asarray(made), np.rot90(photo(), -1))
+    assert made.info["dpi"] == (150, 300)
+
+
 def test_dots_per_inch_are_turned_with_the_picture_and_named_where_there_is_no_place(read):
     made = io.BytesIO()
     told = Image.Exif()
@@ -596,12 +603,49 @@ def test_a_png_of_light_stays_so_and_becomes_a_jpeg_for_screens(read, tmp_path):
     assert jpeg.pixels[8, 8].tolist() == [128] * 3
 
 
-def test_the_further_pages_of_a_tiff_are_named_as_lost(read):
-    pages = io.BytesIO()
-    Image.fromarray(photo()).save(pages, "TIFF", save_all=True, append_images=[Image.fromarray(photo(seed=2))])
-    picture = read(pages.getvalue())
+def a_tiff_of_pages(*pages: Pixels, **more) -> bytes:
+    made = io.BytesIO()
+    with tifffile.TiffWriter(made, **more) as writer:
+        for page in pages:
+            writer.write(page, photometric="rgb" if page.ndim == 3 else "minisblack", resolution=(300, 300))
+    return made.getvalue()
+
+
+PAGES = (photo(), photo(30, 20, bits=16, seed=2), photo(seed=3)[..., 0], photo(9, 7, bits=16)[..., 1] / np.float32(9))
+
+
+@pytest.mark.parametrize("more", [{}, {"byteorder": ">"}, {"bigtiff": True}])
+def test_each_page_of_a_tiff_is_read_and_all_go_into_one_again(more, tmp_path):
+    path = tmp_path / "pages.tiff"
+    path.write_bytes(a_tiff_of_pages(*PAGES, **more))
+    pictures = [read_image(path, LIMITS, number) for number in range(4)]
+    assert [picture.pages for picture in pictures] == [4] * 4
+    made = join_pages([write_image(picture.pixels, picture, format="same") for picture in pictures])
+    path.write_bytes(made.data)
+    with tifffile.TiffFile(path) as file:
+        assert len(file.pages) == 4
+        for page, expected in zip(file.pages, PAGES, strict=True):
+            np.testing.assert_array_equal(page.asarray(), expected)
+            assert page.tags["XResolution"].value == (300, 1)
+    with pillow(made.data) as other:
+        assert other.n_frames == 4
+
+
+def test_the_further_pages_of_a_tiff_are_named_as_lost_where_there_is_one_page_only(read):
+    picture = read(a_tiff_of_pages(photo(), photo(seed=2)))
     np.testing.assert_array_equal(picture.pixels, photo())
-    assert write_image(picture.pixels, picture, format="png").lost == ("pages after the first",)
+    assert write_image(picture.pixels, picture, format="png").lost == ("pages after the first", "text")
+    assert write_image(picture.pixels, picture, format="tiff").lost == ()
+
+
+def test_smaller_copies_of_a_page_are_no_pages_and_are_named_as_lost(read):
+    made = io.BytesIO()
+    with tifffile.TiffWriter(made) as writer:
+        writer.write(photo(), photometric="rgb")
+        writer.write(photo(24, 32), photometric="rgb", subfiletype=1)
+    picture = read(made.getvalue())
+    assert picture.pages == 1
+    assert picture.lost == ("smaller copies",)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".bmp", ".avif"])

@@ -12,6 +12,7 @@ from PIL import Image
 from models.catalogue import CATALOGUE
 from models.quality import psnr_db
 from service.demo import read_photo
+from service.errors import BadInput
 from service.job import Options
 from service.media.light import Scale, decoded, encoded, scale_of
 from service.pipeline.denoiser import Denoiser, Tally
@@ -120,6 +121,47 @@ def test_a_16_bit_picture_keeps_its_fine_steps(denoiser, tmp_path):
     stored = (np.clip(waves(64, 64, bits=16).astype(np.int32) // 64 + 20_000, 0, 65535)).astype(np.uint16)
     denoised(denoiser, tmp_path, stored)
     assert len(np.unique(tifffile.imread(tmp_path / "made.tiff"))) > 500  # of 1024 steps; in 8 bits they would be 4
+
+
+def test_every_page_of_a_tiff_is_restored_and_measured(denoiser, scene, tmp_path):
+    photo = read_photo()[:96, :128]
+    noise = np.random.default_rng(5).normal(0, 25, photo.shape)
+    noisy = np.clip(photo + noise, 0, 255).astype(np.uint8)
+    for name, colour, light in (("noisy", noisy, with_shot_noise(scene)), ("clean", photo, scene)):
+        with tifffile.TiffWriter(tmp_path / f"{name}.tiff") as file:
+            file.write(colour, photometric="rgb")
+            file.write(light, photometric="rgb")
+            file.write(np.ascontiguousarray(colour[..., 1]), photometric="minisblack")
+    tally, told = Tally(), []
+    made = denoise_image(
+        denoiser,
+        tmp_path / "noisy.tiff",
+        Options(),
+        Settings(),
+        reference=tmp_path / "clean.tiff",
+        tally=tally,
+        on_progress=told.append,
+    )
+    assert made.lost == []
+    (tmp_path / "made.tiff").write_bytes(made.data)
+    with tifffile.TiffFile(tmp_path / "made.tiff") as restored, tifffile.TiffFile(tmp_path / "clean.tiff") as clean:
+        gains = []
+        assert len(restored.pages) == 3
+        for page, expected in zip(restored.pages, clean.pages, strict=True):
+            assert (page.shape, page.dtype) == (expected.shape, expected.dtype)
+            gains.append(psnr_db(np.atleast_3d(page.asarray()), np.atleast_3d(expected.asarray())))
+    assert gains[0] > 27
+    assert made.metrics.psnr_db == pytest.approx(np.mean([gains[0], gains[2]]), abs=4)
+    assert made.metrics.psnr_db > made.metrics.input_psnr_db + 3
+    assert (told[-1].done, told[-1].total) == (3, 3)
+    assert [one.total for one in told] == [3, 3, 3]
+
+
+def test_a_reference_of_fewer_pages_is_refused(denoiser, tmp_path):
+    tifffile.imwrite(tmp_path / "noisy.tiff", np.stack([waves()] * 2), photometric="rgb")
+    tifffile.imwrite(tmp_path / "clean.tiff", waves(), photometric="rgb")
+    with pytest.raises(BadInput, match="reference has 1 pages, the input 2"):
+        denoise_image(denoiser, tmp_path / "noisy.tiff", Options(), Settings(), reference=tmp_path / "clean.tiff")
 
 
 def test_a_photograph_is_taken_for_one():

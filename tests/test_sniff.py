@@ -202,6 +202,38 @@ def test_a_tiff_that_begins_with_a_thumbnail_is_refused():
         facts(tiff(photo(8, 8), 2, extra={254: (4, [1])}))
 
 
+def pages_in_a_row(count: int, ring: bool = False) -> bytes:
+    """So many directories of a picture of 2x2 pixels, that all share it."""
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, 2) for tag in (256, 257))
+    size = 2 + len(table) + 4
+    made = b"II*\0" + struct.pack("<I", 8)
+    for number in range(count):
+        last = number == count - 1
+        following = 0 if last and not ring else 8 if last else 8 + (number + 1) * size
+        made += struct.pack("<H", 2) + table + struct.pack("<I", following)
+    return made
+
+
+def test_pages_of_a_tiff_are_counted():
+    assert facts(pages_in_a_row(1)).pages is None
+    assert facts(pages_in_a_row(1000)).pages == 1000
+
+
+def test_a_tiff_of_too_many_pages_is_refused_with_the_bound():
+    with pytest.raises(BadInput, match="more than 1000 pages"):
+        facts(pages_in_a_row(1001))
+
+
+def test_pages_that_go_round_in_a_ring_are_refused():
+    with pytest.raises(BadInput, match="the page after page 7 is an earlier one"):
+        facts(pages_in_a_row(7, ring=True))
+
+
+def test_pages_that_are_too_large_together_are_refused():
+    with pytest.raises(FrameTooLarge, match="100 pages of 400 pixels together; at most 399"):
+        facts(pages_in_a_row(100), Settings(max_image_pixels=399))
+
+
 def test_a_tiff_directory_beyond_the_end_is_bad_input():
     with pytest.raises(BadInput, match="cut short"):
         facts(b"II*\0\xff\xff\xff\xff" + bytes(100))

@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from io import BytesIO
@@ -58,7 +59,7 @@ _INCH_M = 0.0254
 _PNG_KEPT_BYTES = 16 * 1024**2
 _PNG_AFTER_HEADER = 8 + 25  # signature, IHDR
 _TIFF_WANTED = {
-    *(tiff.ORIENTATION, tiff.EXTRA_SAMPLES, tiff.XMP, tiff.EXIF, tiff.ICC),
+    *(tiff.SUB_PAGES, tiff.ORIENTATION, tiff.EXTRA_SAMPLES, tiff.XMP, tiff.EXIF, tiff.ICC),
     *tiff.ABOUT,
     *tiff_samples.WANTED,
 }
@@ -91,6 +92,7 @@ class Picture:
     is_linear: bool = False  # the numbers are light, not positions on a curve made for eyes
     depth: int | None = None  # bits of a sample in the file, where they are fewer than in here
     is_lossless: bool = False  # though its format need not be
+    pages: int = 1  # that the file has; this is one of them
 
 
 class Encoded(NamedTuple):
@@ -100,11 +102,14 @@ class Encoded(NamedTuple):
     lost: tuple[str, ...]  # what of the input the file does not hold, in words
 
 
-def read_image(path: Source, settings: Settings) -> Picture:
+def read_image(path: Source, settings: Settings, page: int = 0) -> Picture:
     """Decode an image, whole.
 
-    Palettes and 1 to 4 bit samples become 8 bit; 16 bit and floating point are kept. CMYK becomes RGB. Of a TIFF the
-    first page is read, and its orientation is applied.
+    Palettes and 1 to 4 bit samples become 8 bit; 16 bit and floating point are kept. CMYK becomes RGB. Of a TIFF
+    one page is read, and its orientation is applied.
+
+    Args:
+        page: Counted from 0; smaller copies of others and masks are no pages.
 
     Raises:
         UnknownFormat: The bytes are in no image format that is read here.
@@ -117,11 +122,18 @@ def read_image(path: Source, settings: Settings) -> Picture:
         file.seek(0)
         data = bytearray(file.read())
     kind = facts.content_type
-    page = tiff.first_directory(BytesIO(data), _TIFF_WANTED) if kind == "image/tiff" else None
-    if page and tiff_samples.can_read(page):
-        return _of_samples(tiff_samples.read_samples(data, page), page)
-    if page:
-        _leave_colour_alone(data, page)
+    directory = None
+    if kind == "image/tiff":
+        pages = tiff.pages_of(BytesIO(data))
+        tiff.begin_at(data, [one for one in pages if one.is_picture][page].offset)
+        directory = tiff.first_directory(BytesIO(data), _TIFF_WANTED)
+        others = (
+            ("smaller copies",) if any(not one.is_picture for one in pages) or tiff.SUB_PAGES in directory.tags else ()
+        )
+        if tiff_samples.can_read(directory):
+            picture = _of_samples(tiff_samples.read_samples(data, directory), directory)
+            return replace(picture, pages=facts.pages or 1, lost=(*picture.lost, *others))
+        _leave_colour_alone(data, directory)
     try:
         decoded, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -131,8 +143,9 @@ def read_image(path: Source, settings: Settings) -> Picture:
     if decoded.dtype not in (np.uint8, np.uint16):
         raise BadInput(f"pixels are {decoded.dtype}; accepted are 8 and 16 bit unsigned integers")
     found = {int(which): block.tobytes() for which, block in zip(kinds, blocks, strict=True)}
-    if page:
-        return _of_tiff(decoded, page)
+    if directory:
+        picture = _of_tiff(decoded, directory)
+        return replace(picture, pages=facts.pages or 1, lost=(*picture.lost, *others))
     pixels, alpha, is_grey = _planes(decoded)
     chunks: tuple[tuple[bytes, bytes], ...] = ()
     icc = found.get(cv2.IMAGE_METADATA_ICCP) or None
@@ -147,7 +160,8 @@ def read_image(path: Source, settings: Settings) -> Picture:
     elif kind == "image/avif":
         return _of_avif(data, pixels, alpha, is_grey=is_grey)
     segments: beside.Segments = ()
-    dpi, lost = None, []
+    dpi: tuple[float, float] | None = None
+    lost: list[str] = []
     if kind == "image/jpeg":
         segments, dpi, lost = beside.jpeg_segments(data)
         if _jpeg_components(data) == 4:
@@ -182,7 +196,7 @@ def write_image(
     format: str,  # noqa: A002 - the name it has in the public contract
     quality: int | None = None,
 ) -> Encoded:
-    """Encode a restored picture as a file.
+    """Encode a restored picture as a file; of several pages, one. `join_pages` makes one file of them.
 
     Args:
         pixels: [H, W, 3], RGB, shape and type as in `like`; of a grey picture the mean of the planes is written.
@@ -200,6 +214,8 @@ def write_image(
     name = image_format_for(format, like.content_type)
     spec = IMAGES[name]
     lost = list(like.lost)
+    if like.pages > 1 and name != "tiff":
+        lost.append("pages after the first")
     meta = _fitting(like.metadata, name, like.is_grey and like.alpha is None, lost)
     if _needs_curve(like, meta, name):
         pixels, like, meta = _for_screens(pixels, like, meta, lost)
@@ -218,9 +234,13 @@ def write_image(
     planes = np.ascontiguousarray(planes)
     params = _params(name, quality, planes.dtype, depth)
     refused = _refused_blocks(name, planes, params, _blocks(meta, name))
-    for what in refused:
-        meta = replace(meta, **{what: None})
-        lost.append(_WORDS[what])
+    meta = replace(
+        meta,
+        exif=None if "exif" in refused else meta.exif,
+        xmp=None if "xmp" in refused else meta.xmp,
+        icc=None if "icc" in refused else meta.icc,
+    )
+    lost += [_WORDS[what] for what in refused]
     if "exif" in refused:
         planes = np.ascontiguousarray(upright(planes, tiff.orientation_of(like.metadata.exif)))
     if name == "webp" and like.is_lossless and quality is None:
@@ -243,6 +263,12 @@ def write_image(
             meta = replace(meta, tiff_tags={**meta.tiff_tags, **_tiff_scale(dpi)})
         encoded = _with_tiff_tags(encoded, meta, has_alpha=planes.ndim == 3 and planes.shape[2] == 4)
     return Encoded(encoded, spec.content_type, spec.suffix, tuple(lost))
+
+
+def join_pages(made: Sequence[Encoded]) -> Encoded:
+    """Several TIFFs as one."""
+    data = tiff.joined([one.data for one in made])
+    return made[0]._replace(data=data, lost=tuple(dict.fromkeys(words for one in made for words in one.lost)))
 
 
 def _planes(decoded: Pixels) -> tuple[Pixels, Pixels | None, bool]:
@@ -304,8 +330,9 @@ def _of_avif(data: bytearray, pixels: Pixels, alpha: Pixels | None, *, is_grey: 
 def _webp_is_lossless(data: bytearray) -> bool:
     at = 12
     while at + 8 <= len(data):
-        if data[at : at + 4] in (b"VP8L", b"VP8 "):
-            return data[at : at + 4] == b"VP8L"
+        kind = bytes(data[at : at + 4])
+        if kind in (b"VP8L", b"VP8 "):
+            return kind == b"VP8L"
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         at += 8 + size + size % 2
     return False
@@ -425,11 +452,14 @@ def _of_samples(samples: Pixels, page: tiff.Directory) -> Picture:
 def _tiff_picture(
     pixels: Pixels, alpha: Pixels | None, page: tiff.Directory, *, is_grey: bool, lost: list[str]
 ) -> Picture:
-    if page.more_pages:
-        lost.append("pages after the first")
     if tiff.EXIF in page.tags:
         lost.append("EXIF")
     icc = page.tags[tiff.ICC].raw if tiff.ICC in page.tags else None
+    tags = {tag: page.tags[tag] for tag in tiff.ABOUT if tag in page.tags}
+    dpi = _tiff_dpi(page)
+    if (page.number(tiff.ORIENTATION) or 1) >= 5 and {282, 283} <= set(tags):  # the picture has been turned
+        tags[282], tags[283] = tags[283], tags[282]
+        dpi = dpi[::-1] if dpi else None
     # Floating point is light unless a profile says otherwise: so are the files of renderers, telescopes, stacked raws.
     is_linear = light.profile_curve_is_linear(icc) if icc else None
     return Picture(
@@ -440,8 +470,8 @@ def _tiff_picture(
         metadata=Metadata(
             xmp=page.tags[tiff.XMP].raw if tiff.XMP in page.tags else None,
             icc=icc,
-            tiff_tags={tag: page.tags[tag] for tag in tiff.ABOUT if tag in page.tags},
-            dpi=_tiff_dpi(page),
+            tiff_tags=tags,
+            dpi=dpi,
         ),
         lost=tuple(lost),
         is_linear=pixels.dtype.kind == "f" if is_linear is None else is_linear,

@@ -92,7 +92,7 @@ def probe_image(file: BinaryIO, settings: Settings) -> InputFacts:
 
     Raises:
         UnknownFormat: The bytes are in no image format that is read here.
-        FrameTooLarge: More pixels than `max_image_pixels`, or a side no decoder takes.
+        FrameTooLarge: More pixels than `max_image_pixels`, in all pages together, or a side no decoder takes.
         BadInput: It is empty, its header is cut short or broken, or it moves (APNG, animated WebP, AVIF sequences).
     """
     size = file.seek(0, 2)
@@ -118,11 +118,13 @@ def probe_image(file: BinaryIO, settings: Settings) -> InputFacts:
     if width < 1 or height < 1:
         raise BadInput(f"image is {width}x{height}; it needs at least one pixel")
     check_pixels("image", width, height, settings.max_image_pixels)
+    pages = _count_tiff_pages(file, settings.max_image_pixels) if content_type == "image/tiff" else 1
     return InputFacts(
         content_type=content_type,
         bytes=size,
         width=width,
         height=height,
+        pages=pages if pages > 1 else None,
         frames=None,
         frame_rate=None,
         has_audio=None,
@@ -224,6 +226,25 @@ def _tiff_size(file: BinaryIO) -> tuple[int, int]:
     if width is None or height is None:
         raise BadInput("the TIFF header does not tell the size of the image")
     return width, height
+
+
+def _count_tiff_pages(file: BinaryIO, most_pixels: int) -> int:
+    """
+    Raises:
+        FrameTooLarge: A page has too many pixels, or all together have.
+    """
+    pages = [page for page in tiff.pages_of(file) if page.is_picture]
+    together = 0
+    for number, page in enumerate(pages, 1):
+        if not page.width or not page.height:
+            raise BadInput(f"the TIFF header does not tell the size of page {number}")
+        check_pixels(f"page {number}", page.width, page.height, most_pixels)
+        together += page.width * page.height
+    if together > most_pixels:
+        raise FrameTooLarge(
+            f"the TIFF has {len(pages)} pages of {together} pixels together; at most {most_pixels} are accepted"
+        )
+    return len(pages)
 
 
 def _avif_size(file: BinaryIO) -> tuple[int, int]:

@@ -20,7 +20,7 @@ _CONTENT_TYPES = {spec.content_type for spec in IMAGES.values()}
 _TYPES = {name: np.dtype(name) for name in ("uint8", "uint16", "float32")}
 
 
-def read_image(path: Path, settings: Settings) -> Picture:
+def read_image(path: Path, settings: Settings, page: int = 0) -> Picture:
     """`service.media.image.read_image` in a process of its own, whose death is a `BadInput` like the others.
 
     Raises:
@@ -28,8 +28,8 @@ def read_image(path: Path, settings: Settings) -> Picture:
         DecoderLost: the decoder was ended from outside.
     """
     with path.open("rb") as file:
-        probe_image(file, settings)  # what a header tells needs no decoder, and no process
-        told = {name: getattr(settings, name) for name in HEEDED}
+        facts = probe_image(file, settings)  # what a header tells needs no decoder, and no process
+        told = {"settings": {name: getattr(settings, name) for name in HEEDED}, "page": page}
         with Decoder("image", [file.fileno()], told, settings) as decoder:
             said = decoder.receive()
             try:
@@ -62,6 +62,7 @@ def read_image(path: Path, settings: Settings) -> Picture:
         lost=lost,
         is_linear=is_linear,
         depth=depth,
+        pages=facts.pages or 1,
         is_lossless=is_lossless,
     )
 

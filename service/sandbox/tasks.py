@@ -77,7 +77,7 @@ def _hello(talk: Talk, told: dict[str, Any]) -> None:  # noqa: ARG001 - as all t
 def _image(talk: Talk, told: dict[str, Any]) -> None:
     from service.media.image import read_image
 
-    picture = read_image(talk.files[0], Settings.model_construct(**told))
+    picture = read_image(talk.files[0], Settings.model_construct(**told["settings"]), told["page"])
     about = picture.metadata
     blocks = [about.exif or b"", about.xmp or b"", about.icc or b""]
     blocks += [chunk for _, chunk in about.png_chunks]
