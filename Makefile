@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo serve test chaos metrics-check fuzz check format graphs protos clean
+.PHONY: help demo serve test chaos metrics-check image-check k8s-check fuzz check format graphs protos clean
 
 help:
 	@echo "make demo    install, serve, denoise a photo and a clip over HTTP, show the result, stop"
@@ -15,6 +15,8 @@ help:
 	@echo "make test    install everything, run the tests"
 	@echo "make chaos   kill, stop, cut off and fill up the service at work, and see that nothing is lost"
 	@echo "make metrics-check  promtool over rules and alerts, and a real Prometheus over the service under load"
+	@echo "make image-check  build the images api and worker-cpu without Docker (as root: buildah, debootstrap) and use them"
+	@echo "make k8s-check  render the Kubernetes overlays with kubectl and hold them against the schemas"
 	@echo "make fuzz    feed spoilt files to the decoders for FUZZ_SECONDS (60)"
 	@echo "make check   lint, format and types"
 	@echo "make format  put the code into shape"
@@ -40,6 +42,14 @@ metrics-check: $(VENV)/full
 	  mkdir -p $(VENV)/prometheus && cd $(VENV)/prometheus && apt-get download prometheus && dpkg-deb -x prometheus_*.deb . \
 	  || { echo "apt-get cannot fetch it: as root, apt-get update and apt-get install prometheus"; exit 1; }; }
 	$(BIN)/python -m pytest -m prometheus tests/test_metrics_live.py
+
+# As root, with buildah and, where IMAGES does not name a base, debootstrap: IMAGES='--base python:3.11-slim'.
+image-check: $(VENV)/full
+	PYTHONPATH=tests $(BIN)/python -m images $(IMAGES)
+
+k8s-check: $(VENV)/full
+	@command -v kubectl >/dev/null || { echo "install kubectl first: https://kubernetes.io/docs/tasks/tools"; exit 1; }
+	$(BIN)/python -m pytest tests/test_kubernetes.py
 
 fuzz: $(VENV)/full
 	PYTHONPATH=tests $(BIN)/python -m hostile.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)

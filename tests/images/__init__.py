@@ -1,0 +1,1 @@
+"""What is in our images, told by the Dockerfile and by building them."""
