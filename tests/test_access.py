@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,15 +22,18 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.access.keys import ApiKey, Scope, add_key, new_key, remove_key
+from service.access.gate import Gate
+from service.access.keys import ApiKey, KeyRing, Scope, add_key, new_key, remove_key
+from service.access.quotas import Quotas
 from service.api.app import create_app
 from service.api.rights import OPEN, right_for
 from service.api.server import make_server
 from service.broker.lease import LeaseClient
 from service.client import AsyncClient, Client, ServerProblem
-from service.errors import problem
+from service.errors import NoKey, NotReady, RateExceeded, problem
 from service.job import Lane
 from service.rpc import denoiser, inference
+from service.rpc.access import Access
 from service.rpc.access import right_for as right_for_call
 from service.rpc.generated import grpc_predict_v2_pb2 as oip
 from service.rpc.generated import grpc_predict_v2_pb2_grpc
@@ -592,3 +595,60 @@ def test_the_page_says_which_calls_need_a_key_and_whether_this_service_asks_for_
     assert "security" not in page["paths"]["/livez"]["get"]
     open_page = create_app(Settings(data_dir=tmp_path, redis_url=redis_url)).openapi()
     assert open_page["paths"]["/jobs/image"]["post"]["security"] == [{}, {"apiKey": []}]
+
+
+@pytest.mark.anyio
+async def test_a_live_stream_pays_for_each_frame_and_ends_with_its_key(people, settings, monkeypatch):
+    streamer = holder(people.path, "streamer", Scope.SUBMIT, pixels_per_minute=100)
+    ring = KeyRing(people.path)
+    door = Access(Gate(settings, ring, Quotas(Away())))
+    monkeypatch.setattr("service.rpc.access._LOOK_EVERY_S", -1.0)
+
+    async def echo(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield request
+
+    async def found(details: Any) -> Any:
+        return grpc.stream_stream_rpc_method_handler(echo)
+
+    details = SimpleNamespace(method=f"/{denoiser.NAME}/DenoiseStream", invocation_metadata=streamer.metadata)
+    handler = await door.intercept_service(found, details)
+    context = SimpleNamespace(peer=lambda: "ipv4:127.0.0.1:50000")
+
+    async def frames(revoked_at: int | None) -> AsyncIterator[pb.DenoiseStreamRequest]:
+        yield pb.DenoiseStreamRequest(setup=pb.StreamSetup(width=5, height=5))
+        for number in range(9):
+            if number == revoked_at:
+                remove_key(people.path, streamer.key.id)
+            yield pb.DenoiseStreamRequest(frame=b"pixels")
+
+    async def passed(revoked_at: int | None) -> int:
+        count = 0
+        with contextlib.suppress(RateExceeded, NoKey):
+            async for _ in handler.stream_stream(frames(revoked_at), context):
+                count += 1
+        return count
+
+    assert await passed(None) == 1 + 4, "the setup, and four frames of 25 pixels"
+    assert await passed(0) == 1
+    refusing = await door.intercept_service(found, details)
+    with pytest.raises(AbortedError, match="not known"):
+        async for _ in refusing.stream_stream(None, Aborting()):
+            pass
+
+
+class Away:
+    """A broker that does not answer, so that the quotas of this test are nobody else's."""
+
+    async def spend(self, costs: Any, *, window_s: float) -> tuple[bool, list[float]]:
+        raise NotReady("it is away")
+
+
+class AbortedError(Exception):
+    """How a call ends early."""
+
+
+class Aborting:
+    async def abort(self, status: grpc.StatusCode, detail: str, trailing: Any) -> None:
+        assert status is grpc.StatusCode.UNAUTHENTICATED
+        raise AbortedError(detail)

@@ -17,7 +17,7 @@ from service.api import documents, headers, openapi, problems
 from service.api.forms import ImageJobForm, JobFields, VideoForm, read_form, request_body
 from service.api.services import Services, UseServices
 from service.asking import outcome_of
-from service.errors import JobNotFound, NotReady
+from service.errors import JobNotFound, NoKey, NotReady
 from service.intake import Asked
 from service.job import JOB_ID_PATTERN, JobDocument, JobState, Record, Result, document_of
 
@@ -183,8 +183,8 @@ async def follow_job(
     last_event_id: LastEventId = None,
 ) -> AsyncIterator[ServerSentEvent]:
     feed = services.queue.events(record.job.id, last_event_id)
-    # Away or removed in between: the stream ends, and the caller who comes back with Last-Event-ID is told.
-    with suppress(NotReady, JobNotFound):
+    # Away, removed or its key revoked in between: the stream ends, and who comes back with Last-Event-ID is told.
+    with suppress(NotReady, JobNotFound, NoKey):
         async for event_id, event in _until(services.draining, feed):
             yield ServerSentEvent(id=event_id, event=event.pop("event"), data=event)
 
