@@ -185,14 +185,18 @@ def test_workers_are_scaled_by_the_length_of_every_lane_that_there_is():
         assert "replicas" not in one(in_files(), "Deployment", name)["spec"], "every apply would undo the scaling"
 
 
-def test_monitors_find_ports_that_pods_have():
+def test_monitors_find_ports_that_pods_have_and_name_their_jobs_as_the_rules_do():
+    scraped = yaml.safe_load((K8S / "monitoring" / "prometheus.yml").read_text())["scrape_configs"]
     containers = {name: pod["containers"][0] for name, pod in pods_of(in_files()).items()}
     service = one(in_files(), "Service", "api")
     [endpoint] = one(in_files(), "ServiceMonitor", "api")["spec"]["endpoints"]
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     for port in service["spec"]["ports"]:
         assert port["targetPort"] in {one["name"] for one in containers["api"]["ports"]}
+    jobs = [endpoint["relabelings"]]
     [endpoint] = one(in_files(), "PodMonitor", "worker")["spec"]["podMetricsEndpoints"]
+    jobs.append(endpoint["relabelings"])
+    assert {rule["replacement"] for [rule] in jobs} == {job["job_name"] for job in scraped} - {"prometheus"}
     assert endpoint["port"] in {port["name"] for port in containers["worker"]["ports"]}
 
 

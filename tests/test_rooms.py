@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,12 @@ def test_a_room_imports_only_the_rooms_below_it(room):
     for path in files_of(room):
         ours = {name.split(".")[0] for name in imports_of(path)} & set(ROOMS)
         assert ours <= MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {ours - MAY_IMPORT[room]}"
+
+
+def test_every_package_is_installed_and_not_only_those_that_a_checkout_lends():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for room in ROOMS for path in files_of(room)}
+    assert found <= set(told)
 
 
 def test_inside_the_service_imports_run_downhill():
