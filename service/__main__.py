@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shlex
 import socket
 import sys
@@ -210,12 +211,52 @@ def denoise(
             "Its key is taken from QUIETFRAME_API_KEY."
         ),
     ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Frame by frame through --server's DenoiseStream, as they come; IN may be camera:0, or - for raw "
+            "frames, and OUT too. Prints the latency.",
+        ),
+    ] = False,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Of raw frames, with --live.")] = None,
+    pixel_format: Annotated[str, typer.Option(help="Of raw frames, with --live: rgb8 or rgb16.")] = "rgb8",
+    fps: Annotated[str, typer.Option(help="Of raw frames, with --live: 25, or 30000/1001.")] = "25",
+    real_time: Annotated[
+        bool, typer.Option("--real-time", help="With --live, take a file's frames at their own pace.")
+    ] = False,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="With --live, frames without an answer at most. [what keeps it busy]")
+    ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Denoise files, here or by a running service."""
     from service.folders import FileDone
 
+    if live:
+        if server is None:
+            raise typer.BadParameter("--live needs --server, the URL of a running service")
+        if reference or quality is not None or estimate or side_by_side or per_frame:
+            raise typer.BadParameter("--live takes no reference, quality, estimate, side-by-side or per-frame")
+        _denoise_live(
+            server,
+            str(source),
+            str(target),
+            size=size,
+            pixel_format=pixel_format,
+            fps=fps,
+            real_time=real_time,
+            in_flight=in_flight,
+            as_json=as_json,
+            settings=_settings(data_dir=data_dir),
+            model=model,
+            sigma=sigma,
+            strength=strength,
+            codec=codec,
+            crf=crf,
+        )
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     done: list[FileDone] = []
     with Progress(*columns, TimeRemainingColumn(), console=err, disable=as_json) as bars:
@@ -248,6 +289,40 @@ def denoise(
         print(json.dumps([one.as_dict() for one in done], indent=2, allow_nan=False))
     if any(one.error for one in done):
         raise typer.Exit(1)
+
+
+def _denoise_live(
+    server: str, source: str, target: str, *, size: str | None, pixel_format: str, fps: str, as_json: bool, **said: Any
+) -> None:
+    from fractions import Fraction
+
+    from service.live.feed import PIPE, feed_live
+
+    measures = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size) if size is not None else None
+    if size is not None and measures is None:
+        raise typer.BadParameter(f"size is {size!r}; write it as 1280x720")
+    if pixel_format not in ("rgb8", "rgb16"):
+        raise typer.BadParameter(f"pixel format is {pixel_format!r}; there are rgb8 and rgb16")
+    if not re.fullmatch(r"[1-9][0-9]{0,5}(/[1-9][0-9]{0,5})?", fps):
+        raise typer.BadParameter(f"fps is {fps!r}; write it as 25 or 30000/1001")
+    if as_json and target == PIPE:
+        raise typer.BadParameter("frames go to standard output, so figures cannot; drop --json")
+    columns = (TextColumn("{task.description}"), TextColumn("{task.completed} frames"), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=as_json) as bars:
+        fed = feed_live(
+            server,
+            source,
+            target,
+            bar=_Bars(bars),
+            size=(int(measures[1]), int(measures[2])) if measures else None,
+            pixel_format="rgb16" if pixel_format == "rgb16" else "rgb8",
+            rate=Fraction(fps),
+            **said,
+        )
+    if as_json:
+        print(json.dumps(fed.as_dict(), indent=2))
+    else:
+        (err if target == PIPE else out).print(fed.line(), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,22 +1,37 @@
 """Live frames: through the client, the API and a worker's port, and back."""
 
 import asyncio
+import functools
+import io
+import json
+import os
 import queue
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from fractions import Fraction
 
+import av
 import grpc
 import numpy as np
 import pytest
-from api_support import served
+from api_support import served, short_video
 from ports import free_port
+from typer.testing import CliRunner
 
 from models.catalogue import CATALOGUE
+from service.__main__ import app
 from service.broker.card import WorkerCard
 from service.broker.lease import LeaseClient
 from service.client import AsyncClient, Client, ServerAway, ServerProblem
+from service.demo import moving_clip, read_photo, running_service, with_noise
+from service.errors import BadInput
+from service.live.feed import feed_live
 from service.live.host import CannotHost, LiveHost
+from service.media.video import VideoReader
 from service.pipeline.denoiser import Denoiser, to_pixels, to_planes
 from service.pipeline.live import LiveSetup, frames_in_flight, restore_live
 from service.pipeline.turns import Turns, Urgency
@@ -436,6 +451,153 @@ def test_a_service_that_is_not_there_is_said_so(client):
 def test_an_address_that_is_not_ours_is_one_clear_message(settings):
     with pytest.raises(CannotHost, match=r"cannot listen on 192\.0\.2\.1:0 for live streams"):
         LiveHost(settings.model_copy(update={"live_host": "192.0.2.1"}), PlayedShelf(), print)
+
+
+class Watched:
+    """A bar that counts."""
+
+    def __init__(self):
+        self.done = 0
+
+    def start(self, name): ...
+    def finish(self): ...
+    def move(self, done, total):
+        self.done = done
+
+
+class Piped:
+    """Standard input or output of a process, from memory."""
+
+    def __init__(self, content=b""):
+        self.buffer = io.BytesIO(content)
+
+
+def test_raw_frames_go_through_pipes(host, url, monkeypatch):
+    noisy = [frame(index, np.uint16) for index in range(4)]
+    output = Piped()
+    monkeypatch.setattr("sys.stdin", Piped(b"".join(one.tobytes() for one in noisy)))
+    monkeypatch.setattr("sys.stdout", output)
+    bar = Watched()
+    fed = feed_live(url, "-", "-", settings=Settings(), bar=bar, size=(WIDTH, HEIGHT), pixel_format="rgb16")
+    monkeypatch.undo()
+    assert output.buffer.getvalue() == b"".join(halved(one).tobytes() for one in noisy)
+    assert (fed.frames, fed.dropped, fed.latency_frames, bar.done) == (4, 0, REACH, 4)
+    assert 0 < fed.latency_p50_ms <= fed.latency_p95_ms
+    assert "- -> -: fitvnet on played fp32, 4 frames" in fed.line()
+
+
+def test_a_pipe_that_ends_within_a_frame_or_tells_no_size_is_refused(host, url, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdin", Piped(frame(0).tobytes() + b"abc"))
+    feed = functools.partial(feed_live, url, "-", str(tmp_path / "made.mkv"), settings=Settings(), bar=Watched())
+    with pytest.raises(BadInput, match="frame 1 on standard input has 3 bytes"):
+        feed(size=(WIDTH, HEIGHT))
+    with pytest.raises(BadInput, match="--size"):
+        feed()
+    with pytest.raises(BadInput, match="codec"):
+        feed(size=(WIDTH, HEIGHT), codec="h264")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("suffix", "pixel_format"), [("mkv", "rgb8"), ("mp4", "rgb16"), ("webm", "rgb8")])
+def test_raw_frames_become_a_video_at_the_rate_that_was_said(host, url, monkeypatch, tmp_path, suffix, pixel_format):
+    dtype = np.uint8 if pixel_format == "rgb8" else np.uint16
+    flat = [np.full((HEIGHT, WIDTH, 3), shade * (np.iinfo(dtype).max // 10), dtype) for shade in range(1, 8)]
+    monkeypatch.setattr("sys.stdin", Piped(b"".join(one.tobytes() for one in flat)))
+    target = tmp_path / f"made.{suffix}"
+    size = (WIDTH, HEIGHT)
+    feed_live(
+        url,
+        "-",
+        str(target),
+        settings=Settings(),
+        bar=Watched(),
+        size=size,
+        pixel_format=pixel_format,
+        rate=Fraction(10),
+    )
+    made = list(VideoReader(target, Settings()))
+    assert [round(10 * one.pts * one.time_base) for one in made] == list(range(7))
+    for one, noisy in zip(made, flat, strict=True):
+        off = one.pixels / np.iinfo(one.pixels.dtype).max - noisy / np.iinfo(dtype).max / 2
+        assert np.abs(off).max() < 0.02  # the codec's own loss, on flat frames
+
+
+def test_a_camera_gives_what_it_sees_now_and_drops_what_nobody_took(host, url, tmp_path):
+    """A file stands in for the camera: it is read by the same library, as fast as that goes."""
+    (tmp_path / "seen.mp4").write_bytes(short_video(WIDTH, HEIGHT, frames=7))
+    source = f"camera:{tmp_path / 'seen.mp4'}"
+    fed = feed_live(url, source, str(tmp_path / "made.mkv"), settings=Settings(), bar=Watched())
+    assert 1 <= fed.frames == len(list(VideoReader(tmp_path / "made.mkv", Settings())))
+    assert fed.frames + fed.dropped == 7
+    with pytest.raises(BadInput, match="camera 99 gives no picture"):
+        feed_live(url, "camera:99", "-", settings=Settings(), bar=Watched())
+
+
+@pytest.fixture(scope="module")
+def service():
+    with running_service(live_streams=1, threads=1) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A few noisy frames without any loss, and themselves."""
+    path = tmp_path_factory.mktemp("clip") / "noisy.mkv"
+    frames = [with_noise(one[:48, :64], seed) for seed, one in enumerate(moving_clip(read_photo())[:7])]
+    with av.open(str(path), "w") as out:
+        track = out.add_stream("ffv1", rate=25)
+        track.width, track.height, track.pix_fmt = 64, 48, "bgr0"
+        for one in frames:
+            out.mux(track.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(one), format="rgb24")))
+        out.mux(track.encode(None))
+    return path, frames
+
+
+def test_live_frames_are_restored_as_those_of_a_video_job_are_to_the_last_bit(service, clip, tmp_path):
+    path, frames = clip
+    with Client(service) as client:
+        job = client.wait(client.submit_video(path, codec="ffv1", format="mkv", strength=0.75).id)
+        client.download(job, tmp_path / "job.mkv")
+        with client.stream(frames, width=64, height=48, strength=0.75) as live:
+            streamed = [np.frombuffer(one.pixels, np.uint8).reshape(48, 64, 3) for one in live]
+        assert live.start.model == job.model
+    for ours, theirs in zip(streamed, VideoReader(tmp_path / "job.mkv", Settings()), strict=True):
+        np.testing.assert_array_equal(ours, theirs.pixels)
+
+    command = [sys.executable, "-m", "service", "denoise", "--live", "--server", service, "--strength", "0.75"]
+    target = tmp_path / "live.mkv"
+    told = subprocess.run(
+        [*command, str(path), str(target), "--codec", "ffv1", "--real-time", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
+    )
+    figures = json.loads(told.stdout)
+    assert (figures["frames"], figures["model"]) == (7, job.model)
+    assert 0 < figures["latency_p50_ms"] <= figures["latency_p95_ms"]
+    for ours, theirs in zip(streamed, VideoReader(target, Settings()), strict=True):
+        np.testing.assert_array_equal(ours, theirs.pixels)
+
+
+def test_the_command_needs_a_server_for_live_frames(clip, tmp_path):
+    ran = CliRunner().invoke(app, ["denoise", "--live", str(clip[0]), str(tmp_path / "made.mkv")])
+    assert ran.exit_code == 2
+    assert "--server" in ran.output
+
+
+def test_a_worker_that_is_killed_ends_its_streams_at_once_and_says_so(service, clip):
+    source = Source()
+    source.put(*clip[1])
+    with Client(service) as client, client.stream(source, width=64, height=48) as live:
+        answers = iter(live)
+        next(answers)
+        (card,) = client._http.get("/readyz").json()["workers"]
+        os.kill(card["pid"], signal.SIGKILL)
+        with pytest.raises(ServerProblem, match="the worker of this stream is gone") as broken:
+            list(answers)
+    source.put(None)
+    assert (broken.value.code, broken.value.retryable) == ("stream_broken", True)
 
 
 def test_live_frames_without_end_do_not_keep_a_video_from_its_turn():

@@ -22,8 +22,7 @@ from service.errors import BadInput, NotReady, StreamsFull, problem_of
 from service.pipeline.live import LiveSetup, frames_in_flight, latency_frames, restore_live
 from service.pipeline.shelf import Shelf
 from service.rpc.generated.quietframe.v1 import denoiser_pb2 as pb
-from service.rpc.problems import ending_of
-from service.rpc.relay import OPTIONS, RESTORE, TOKEN_KEY
+from service.rpc.relay import OPTIONS, RESTORE, TOKEN_KEY, Answer, pack
 from service.settings import Settings
 from trtbuild.engine import EngineFailed
 
@@ -60,9 +59,7 @@ class LiveHost:
         self._lock = Lock()
         self._taken = 0
         self._stopping = Event()
-        handler = grpc.stream_stream_rpc_method_handler(
-            self._restore, pb.DenoiseStreamRequest.FromString, pb.DenoiseStreamResponse.SerializeToString
-        )
+        handler = grpc.stream_stream_rpc_method_handler(self._restore, pb.DenoiseStreamRequest.FromString, pack)
         service, _, method = RESTORE.strip("/").partition("/")
         at_once = settings.live_streams + _TO_REFUSE
         self._server = grpc.server(
@@ -94,7 +91,7 @@ class LiveHost:
             raise CannotHost(f"cannot listen on {_joined(host, port)} for live streams: {err}") from None
         return _joined(told, taken)
 
-    def _restore(self, requests: Iterator[pb.DenoiseStreamRequest], context: Any) -> Iterator[pb.DenoiseStreamResponse]:
+    def _restore(self, requests: Iterator[pb.DenoiseStreamRequest], context: Any) -> Iterator[Answer]:
         shown = str(dict(context.invocation_metadata()).get(TOKEN_KEY, ""))
         if not hmac.compare_digest(shown.encode(), self._token.encode()):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "this port is for the API of this service")
@@ -107,9 +104,10 @@ class LiveHost:
                 log.exception("a live stream failed")
             if isinstance(err, EngineFailed):
                 self._on_engine_failure()
-            status, detail, trailing = ending_of(problem_of(err))
-            context.set_trailing_metadata(trailing)
-            context.abort(status, detail)
+            yield problem_of(err)
+            ended = Event()
+            if context.add_callback(ended.set):
+                ended.wait()  # the API hangs up
 
     def _stream(self, requests: Iterator[pb.DenoiseStreamRequest], context: Any) -> Iterator[pb.DenoiseStreamResponse]:
         self._take_place(context)

@@ -1,10 +1,12 @@
 """A caller's end of `DenoiseStream`, with and without asyncio: sends no further ahead than is of use."""
 
 import asyncio
+import concurrent.futures
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -42,29 +44,7 @@ class Call:
     timeout_s: float | None = None  # of the whole stream
 
 
-class _Ends:
-    """What both kinds of stream know."""
-
-    def __init__(self, call: Call, translate: Translate) -> None:
-        self._asked = call
-        self._translate = translate
-        self._taken_at: deque[float] = deque()  # when each unanswered frame was taken
-        self._answered = 0
-        self._failure: BaseException | None = None  # of the source of frames
-        self.start = pb.StreamStart()
-
-    def _room(self) -> int:
-        """How many frames may be without an answer. With fewer than the window reaches nothing would ever come."""
-        wanted = self._asked.in_flight or self.start.frames_in_flight
-        return max(wanted, self.start.latency_frames + 1)
-
-    def _take(self, message: pb.DenoiseStreamResponse) -> RestoredFrame:
-        made = RestoredFrame(message.frame, self._answered, time.perf_counter() - self._taken_at.popleft())
-        self._answered += 1
-        return made
-
-
-class LiveStream(_Ends):
+class LiveStream:
     """An open stream: iterate over it for the restored frames, in the order of those sent.
 
     It is closed at the end of a `with`. `start` tells who restores, and how many frames behind.
@@ -79,8 +59,10 @@ class LiveStream(_Ends):
                 iterates.
             translate: what errors of the call are to callers of ours.
         """
-        super().__init__(call, translate)
-        self._frames = frames
+        self._asked, self._frames, self._translate = call, frames, translate
+        self._taken_at: deque[float] = deque()  # when each unanswered frame was taken
+        self._failure: BaseException | None = None  # of the source of frames
+        self.start = pb.StreamStart()
         self._begun = threading.Event()
         self._free = threading.Semaphore(0)
         self._closed = False
@@ -93,12 +75,14 @@ class LiveStream(_Ends):
         try:
             stub = DenoiserStub(self._channel)  # type: ignore[no-untyped-call]
             self._call = stub.DenoiseStream(self._requests(), timeout=call.timeout_s, metadata=call.metadata)
-            self.start = self._next().start
+            first = self._next()
+            self.start = first.start if first is not None else self.start
         except BaseException:
             self.close()
             raise
-        for _ in range(self._room()):
-            self._free.release()
+        # With fewer than the window reaches nothing would ever come.
+        wanted = call.in_flight or self.start.frames_in_flight
+        self._free.release(max(wanted, self.start.latency_frames + 1))
         self._begun.set()
 
     def __enter__(self) -> Self:
@@ -110,13 +94,11 @@ class LiveStream(_Ends):
         self.close()
 
     def __iter__(self) -> Iterator[RestoredFrame]:
+        number = 0
         try:
-            while True:
-                try:
-                    message = self._next()
-                except StopIteration:
-                    return
-                yield self._take(message)
+            while (message := self._next()) is not None:
+                yield RestoredFrame(message.frame, number, time.perf_counter() - self._taken_at.popleft())
+                number += 1
                 self._free.release()
         finally:
             self.close()
@@ -130,9 +112,10 @@ class LiveStream(_Ends):
             self._call.cancel()
         self._channel.close()
 
-    def _next(self) -> pb.DenoiseStreamResponse:
+    def _next(self) -> pb.DenoiseStreamResponse | None:
+        """The next answer; None at the end."""
         try:
-            message: pb.DenoiseStreamResponse = next(self._call)
+            message: pb.DenoiseStreamResponse | None = next(self._call, None)
         except grpc.RpcError as err:
             if self._failure:
                 raise self._failure from None
@@ -156,114 +139,79 @@ class LiveStream(_Ends):
             self._call.cancel()
 
 
-class AsyncLiveStream(_Ends):
-    """The same for an event loop: `async with`, which opens it, and `async for`."""
+class AsyncLiveStream:
+    """The same for an event loop: `async with`, which opens it, and `async for`.
+
+    It is the other one, in a thread: gRPC's own calls for event loops lose the status of a call that the service ends
+    while a frame is being sent.
+    """
 
     def __init__(
-        self,
-        call: Callable[[], Any],
-        frames: AsyncIterable[Frame] | Iterable[Frame],
-        translate: Translate,
+        self, call: Callable[[], Awaitable[Call]], frames: AsyncIterable[Frame] | Iterable[Frame], translate: Translate
     ) -> None:
         """
         Args:
-            call: awaited when it is opened; gives a `Call`.
-            frames: those of a plain iterable are read in threads.
+            call: awaited when it is opened.
+            frames: those of a plain iterable are read in a thread.
             translate: as for `LiveStream`.
         """
-        self._ask = call
-        self._frames = frames
-        self._translate = translate
-        self._feeding: asyncio.Future[None] | None = None
+        self._ask, self._source, self._translate = call, frames, translate
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="live-stream")
+        self._live: LiveStream | None = None
+        self._upcoming: concurrent.futures.Future[Frame | None] | None = None  # of a source in the event loop
+
+    @property
+    def start(self) -> pb.StreamStart:
+        assert self._live is not None, "async with comes first"
+        return self._live.start
 
     async def __aenter__(self) -> Self:
-        call: Call = await self._ask()
-        super().__init__(call, self._translate)
-        self._channel = (
-            grpc.aio.secure_channel(call.address, grpc.ssl_channel_credentials(), options=_OPTIONS)
-            if call.is_secure
-            else grpc.aio.insecure_channel(call.address, options=_OPTIONS)
-        )
-        self._call: Any = DenoiserStub(self._channel).DenoiseStream(  # type: ignore[no-untyped-call]
-            timeout=call.timeout_s, metadata=call.metadata
-        )
+        call = await self._ask()
+        self._loop = asyncio.get_running_loop()
+        frames = self._from_loop(self._source) if isinstance(self._source, AsyncIterable) else self._source
+        opening = self._thread.submit(LiveStream, call, frames, self._translate)
         try:
-            await self._send(pb.DenoiseStreamRequest(setup=call.setup))
-            first = await self._next()
-            self.start = first.start if first is not None else self.start
+            self._live = await asyncio.wrap_future(opening)
         except BaseException:
-            await self.close()
+            opening.add_done_callback(_close_late)
+            self._thread.shutdown(wait=False)
             raise
-        self._free = asyncio.Semaphore(self._room())
-        self._feeding = asyncio.ensure_future(self._feed())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        self.close()
 
     async def __aiter__(self) -> AsyncIterator[RestoredFrame]:
-        while (message := await self._next()) is not None:
-            yield self._take(message)
-            self._free.release()
+        assert self._live is not None, "async with comes first"
+        answers = iter(self._live)
+        while (restored := await self._loop.run_in_executor(self._thread, next, answers, None)) is not None:
+            yield restored
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """As `LiveStream.close`."""
-        if self._feeding is not None:
-            self._feeding.cancel()
-        self._call.cancel()
-        await self._channel.close()
+        if self._live is not None:
+            self._live.close()
+        if self._upcoming is not None:
+            self._upcoming.cancel()
+        self._thread.shutdown(wait=False)
 
-    async def _feed(self) -> None:
-        async for frame in _in_turn(self._frames, self._free):
-            self._taken_at.append(time.perf_counter())
-            await self._send(pb.DenoiseStreamRequest(frame=bytes(frame)))
-        await self._call.done_writing()
+    def _from_loop(self, frames: AsyncIterable[Frame]) -> Iterator[Frame]:
+        """Runs in a thread; the frames are made where the caller is."""
+        source = aiter(frames)
 
-    async def _send(self, message: pb.DenoiseStreamRequest) -> None:
-        try:
-            await self._call.write(message)
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            return  # it has ended; who reads learns why
+        async def upcoming() -> Frame | None:
+            return await anext(source, None)
 
-    async def _next(self) -> pb.DenoiseStreamResponse | None:
-        """The next answer, None at the end. Raises what the source of frames raised, as soon as it did."""
-        reading: asyncio.Future[Any] = asyncio.ensure_future(self._call.read())
-        waited_for = [reading] if self._feeding is None else [reading, self._feeding]
-        try:
-            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
-            if self._feeding is not None and self._feeding.done():
-                self._feeding.result()
-            message = await reading
-        except grpc.RpcError as err:
-            raise self._translate(err) from None
-        finally:
-            reading.cancel()
-        if message is not grpc.aio.EOF:
-            answer: pb.DenoiseStreamResponse = message
-            return answer
-        if await self._call.code() is grpc.StatusCode.OK:
-            return None
-        raise self._translate(
-            grpc.aio.AioRpcError(
-                await self._call.code(),
-                await self._call.initial_metadata(),
-                await self._call.trailing_metadata(),
-                await self._call.details(),
-            )
-        )
-
-
-async def _in_turn(frames: AsyncIterable[Frame] | Iterable[Frame], free: asyncio.Semaphore) -> AsyncIterator[Frame]:
-    """Each taken from its source when there is room for it."""
-    await free.acquire()
-    if isinstance(frames, AsyncIterable):
-        async for frame in frames:
+        while True:
+            self._upcoming = asyncio.run_coroutine_threadsafe(upcoming(), self._loop)
+            if (frame := self._upcoming.result()) is None:
+                return
             yield frame
-            await free.acquire()
-        return
-    source = iter(frames)
-    while (found := await asyncio.to_thread(next, source, None)) is not None:
-        yield found
-        await free.acquire()
+
+
+def _close_late(opening: "concurrent.futures.Future[LiveStream]") -> None:
+    """Whoever waited for it to open has gone."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

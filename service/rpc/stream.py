@@ -19,20 +19,17 @@ from service.errors import (
     StreamBroken,
     StreamIdle,
     StreamsFull,
-    problem_named,
 )
 from service.intake import check_options
 from service.job import Options
 from service.rpc.generated.quietframe.v1 import denoiser_pb2 as pb
-from service.rpc.problems import CODE_KEY
-from service.rpc.relay import OPTIONS, RESTORE, TOKEN_KEY
+from service.rpc.relay import OPTIONS, RESTORE, TOKEN_KEY, Problem, unpack
 from service.services import Services
 
 log = logging.getLogger(__name__)
 
 _CONNECT_S = 5.0
 _START_S = 120.0  # a model that was not loaded yet is, first
-_ELSEWHERE = {"streams_full", "not_ready"}  # what one worker says, another may not
 _LOOPBACK = ("127.", "localhost", "[::1]")
 _AROUND_BYTES = 64  # of a message, around its frame
 _BYTES_OF = {pb.PIXEL_FORMAT_UNSPECIFIED: 3, pb.PIXEL_FORMAT_RGB8: 3, pb.PIXEL_FORMAT_RGB16: 6}  # of a pixel
@@ -184,9 +181,7 @@ class _Line:
             JobFailed: none will.
         """
         await self._connect()
-        restore = self._channel.stream_stream(
-            RESTORE, pb.DenoiseStreamRequest.SerializeToString, pb.DenoiseStreamResponse.FromString
-        )
+        restore = self._channel.stream_stream(RESTORE, pb.DenoiseStreamRequest.SerializeToString, unpack)
         self._call = restore(metadata=((TOKEN_KEY, self._place.token),))
         await self.send(pb.DenoiseStreamRequest(setup=setup))
         try:
@@ -242,24 +237,25 @@ class _Line:
     async def _read(self) -> pb.DenoiseStreamResponse | None:
         try:
             message = await self._call.read()
-            if message is not grpc.aio.EOF:
-                answer: pb.DenoiseStreamResponse = message
-                return answer
-            if await self._call.code() is grpc.StatusCode.OK:
+            if message is grpc.aio.EOF and await self._call.code() is grpc.StatusCode.OK:
                 return None
-            code = dict(await self._call.trailing_metadata() or ()).get(CODE_KEY)
-            raise _problem(code, await self._call.code(), await self._call.details())
+            status = await self._call.code() if message is grpc.aio.EOF else None
         except grpc.aio.AioRpcError as err:
-            raise _problem(dict(err.trailing_metadata() or ()).get(CODE_KEY), err.code(), err.details()) from None
+            status = err.code()
+        if status is not None:
+            log.warning("the worker of a live stream is gone, at %s: %s", self._place.address, status.name)
+            raise StreamBroken("the worker of this stream is gone; what it had not answered is lost")
+        if isinstance(message, dict):
+            raise _as_told(message)
+        answer: pb.DenoiseStreamResponse = message
+        return answer
 
 
-def _problem(code: Any, status: grpc.StatusCode, detail: str | None) -> Exception:
-    """What a worker's ending means to its caller."""
-    if code == "streams_full":
-        return StreamsFull(detail or "")
-    if code == "not_ready":
-        return NotReady(detail or "")
-    if code:
-        return JobFailed(problem_named(str(code), detail or ""))
-    log.warning("a live stream's worker is gone: %s: %s", status.name, detail)
-    return StreamBroken("the worker of this stream is gone; what it had not answered is lost")
+def _as_told(problem: Problem) -> Exception:
+    """What a worker says last, to its caller."""
+    detail = str(problem["detail"])
+    if problem["code"] == "streams_full":
+        return StreamsFull(detail)
+    if problem["code"] == "not_ready":
+        return NotReady(detail)
+    return JobFailed(problem)
