@@ -74,9 +74,8 @@ def restore_live(
     Raises:
         BadInput: a frame has another number of bytes than the setup says.
     """
-    noisy: deque[Array] = (
-        deque()
-    )  # those the network still has in its windows; appended in one thread, taken in another
+    noisy: deque[Array] = deque()  # those the network still has in its windows: put by one thread, taken by another
+    is_left = False
 
     def pixels_of() -> Iterator[Pixels]:
         shape = (setup.height, setup.width, 3)
@@ -96,6 +95,8 @@ def restore_live(
             planes = to_planes(pixels)
             noisy.append(planes)
             yield planes
+        if is_left or not is_wanted():
+            raise _Unwanted
 
     scale = np.float32(np.iinfo(setup.dtype).max)
     with (
@@ -107,6 +108,9 @@ def restore_live(
         ) as finished,
         suppress(_Unwanted),
     ):
-        for restored in finished:
-            pixels = to_pixels(blend(noisy.popleft(), restored, setup.strength), setup.dtype, scale)
-            yield pixels.astype(setup.dtype.newbyteorder("<"), copy=False).tobytes()
+        try:
+            for restored in finished:
+                pixels = to_pixels(blend(noisy.popleft(), restored, setup.strength), setup.dtype, scale)
+                yield pixels.astype(setup.dtype.newbyteorder("<"), copy=False).tobytes()
+        finally:
+            is_left = True
