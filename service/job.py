@@ -63,7 +63,6 @@ class InputFacts(_Frozen):
     width: int = Field(description="Pixels, as stored.")
     height: int = Field(description="Pixels, as stored.")
     pages: int | None = Field(None, description="Pages of a TIFF that has several; its size is that of the first.")
-    pages: int | None = Field(None, description="Pages of a TIFF that has several; its size is that of the first.")
     frames: int | None = Field(None, description="Frames of a video, as its header says; null if it does not say.")
     frame_rate: str | None = Field(None, description="Frames per second as a fraction, such as 30000/1001.")
     has_audio: bool | None = Field(None, description="Whether a video has an audio track.")
@@ -318,7 +317,7 @@ class JobDocument(BaseModel):
 
 
 def pixels_of(kind: Literal["image", "video"], facts: InputFacts) -> int:
-    frames = 1 if kind == "image" else facts.frames or UNTOLD_FRAMES
+    frames = facts.pages or 1 if kind == "image" else facts.frames or UNTOLD_FRAMES
     return facts.width * facts.height * frames
 
 
