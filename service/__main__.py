@@ -146,8 +146,11 @@ def worker_process(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None
     on_first_signal(lambda: stop.ask(settings.drain_s))
     try:
         worker = Worker(settings, url)
-        with worker.endpoint(stop):
-            went_well = worker.run(stop)
+        try:
+            with worker.endpoint(stop):
+                went_well = worker.run(stop)
+        finally:
+            tracing.stop()
     except (BackendUnavailable, NeedsExtra) as problem:
         err.print(f"quietframe: {problem}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(CANNOT_RUN_HERE) from None

@@ -14,7 +14,8 @@ from prometheus_client.registry import Collector
 
 from service.telemetry import tracing
 
-disable_created_metrics()  # a series more for each that there is, and nobody asks for them
+# Or each figure had a series more, of when it was first told, and nobody asks for that.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 

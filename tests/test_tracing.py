@@ -4,6 +4,7 @@ import io
 import secrets
 import subprocess
 import sys
+import threading
 
 import av
 import grpc
@@ -260,3 +261,29 @@ def test_an_exporter_that_is_not_here_is_refused_by_its_name(monkeypatch, enviro
         monkeypatch.setenv(name, value)
     with pytest.raises(UnusableExporter, match=said):
         tracing.start("x")
+
+
+class Stuck:
+    """A teller whose collector takes nothing."""
+
+    def __init__(self) -> None:
+        self.asked, self.over = threading.Event(), threading.Event()
+
+    def begin(self, *_):
+        raise AssertionError("nothing begins here")
+
+    def close(self) -> None:
+        self.asked.set()
+        self.over.wait(60)
+
+
+def test_a_collector_that_takes_nothing_keeps_no_process_from_ending(monkeypatch, caplog) -> None:
+    stuck = Stuck()
+    monkeypatch.setattr(tracing, "_teller", stuck)
+    tracing.stop(within_s=0.01)
+    assert stuck.asked.wait(60)
+    assert "the last spans are dropped" in caplog.text
+    with tracing.span("after"):  # and nobody is told
+        pass
+    stuck.over.set()
+    tracing.stop()

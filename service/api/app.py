@@ -1,5 +1,6 @@
 """Puts the API together: its layers, its calls, and what lives as long as the process."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ from service.blobs import open_store
 from service.intake import Intake
 from service.metrics import ApiMetrics
 from service.settings import Settings
+from service.telemetry import tracing
 
 _ADMIN_BODY_BYTES = 64 * 1024
 
@@ -58,6 +60,8 @@ def create_app(settings: Settings) -> FastAPI:
             )
             yield
             await services.finish()
+            # Here, for the server ends the process by the very signal that stopped it, with no time for anything more.
+            await asyncio.to_thread(tracing.stop)
 
     app = _Api(
         asks_for_keys=ring is not None,

@@ -15,7 +15,6 @@ from opentelemetry.trace import (
     Status,
     StatusCode,
     TraceFlags,
-    Tracer,
     set_span_in_context,
 )
 from opentelemetry.trace import Span as OtelSpan
@@ -39,18 +38,16 @@ class UnusableExporter(QuietframeError):
 def open_teller(process: str) -> Teller:
     """A teller as the environment has it: exporter, endpoint, headers, sampler and batches by `OTEL_*`.
 
-    What is still to be told is told at the process's end.
-
     Raises:
         UnusableExporter
     """
     resource = Resource.create()
     if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": process}))
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # that would wait without a bound
     provider.add_span_processor(BatchSpanProcessor(_exporter()))
     # Not made the process's global one: the web framework would then tell spans of its own beside ours.
-    return _Teller(provider.get_tracer("quietframe"))
+    return _Teller(provider)
 
 
 def _exporter() -> SpanExporter:
@@ -75,8 +72,12 @@ def _exporter() -> SpanExporter:
 
 
 class _Teller:
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("quietframe")
+
+    def close(self) -> None:
+        self._provider.shutdown()
 
     def begin(
         self, name: str, kind: Kind, under: Trace | None, attributes: Mapping[str, Value], began_s_ago: float

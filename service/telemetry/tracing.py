@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -22,6 +23,7 @@ Value = str | bool | int | float
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 _SAMPLED = 0x01
+LAST_WORDS_S = 2.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -70,6 +72,9 @@ class Teller(Protocol):
     def begin(
         self, name: str, kind: Kind, under: Trace | None, attributes: Mapping[str, Value], began_s_ago: float
     ) -> Told: ...
+
+    def close(self) -> None:
+        """Send what is still to be sent; returns when that is over, whatever came of it."""
 
 
 class Span:
@@ -163,6 +168,19 @@ def start(process: str) -> None:
         log.warning("no traces are told: %s is not installed; it comes with: pip install 'quietframe[otel]'", err.name)
         return
     _teller = open_teller(process)
+
+
+def stop(within_s: float = LAST_WORDS_S) -> None:
+    """Tell what was not told yet, and no more. A collector that is away keeps no process from ending."""
+    global _teller
+    closing, _teller = _teller, None
+    if closing is not None:
+        # In a thread that may be left behind: the exporter tries again and again, each time for ten seconds.
+        thread = threading.Thread(target=closing.close, name="last spans", daemon=True)
+        thread.start()
+        thread.join(within_s)
+        if thread.is_alive():
+            log.warning("the last spans are dropped: the collector did not take them within %g s", within_s)
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:
