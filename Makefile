@@ -41,7 +41,7 @@ metrics-check: $(VENV)/full
 	  command -v apt-get >/dev/null || { echo "install prometheus and promtool first: https://prometheus.io/download"; exit 1; }; \
 	  mkdir -p $(VENV)/prometheus && cd $(VENV)/prometheus && apt-get download prometheus && dpkg-deb -x prometheus_*.deb . \
 	  || { echo "apt-get cannot fetch it: as root, apt-get update and apt-get install prometheus"; exit 1; }; }
-	$(BIN)/python -m pytest -m prometheus tests/test_metrics_live.py
+	$(BIN)/python -m pytest -m prometheus tests/test_metrics_live.py tests/test_compose.py
 
 # As root, with buildah and, where IMAGES does not name a base, debootstrap: IMAGES='--base python:3.11-slim'.
 image-check: $(VENV)/full

@@ -139,17 +139,20 @@ def container(name: str, root: Path, ports: dict[str, int]) -> Iterator[Containe
         text = text.replace("redis:6379", f"127.0.0.1:{ports['redis']}").replace("0.0.0.0", "127.0.0.1")
         for volume in service.get("volumes", []):
             source, inside, *_ = volume.split(":")
-            text = re.sub(rf"(?<![\w]){inside}(?=/|$)", str(root / source), text)
+            outside = (ROOT if source.startswith(".") else root) / source
+            text = re.sub(rf"(?<![\w]){inside}(?=/|$)", str(outside), text)
         return text
 
     for volume in service.get("volumes", []):
-        (root / volume.split(":")[0]).mkdir(exist_ok=True)
+        if not volume.startswith("."):
+            (root / volume.split(":")[0]).mkdir(exist_ok=True)
     told = stage.environment | {key: str(value) for key, value in service.get("environment", {}).items()}
     told.pop("PATH", None)
     environment = os.environ | {key: here(value) for key, value in told.items()}
     environment |= {
         "QUIETFRAME_PORT": str(ports["api"]),
         "QUIETFRAME_GRPC_PORT": "0",
+        "QUIETFRAME_ADMIN_PORT": "0",
         "QUIETFRAME_WORKER_METRICS_PORT": str(ports["worker"]),
         "QUIETFRAME_LOG_LEVEL": "warning",
     }
@@ -158,6 +161,10 @@ def container(name: str, root: Path, ports: dict[str, int]) -> Iterator[Containe
         command = [sys.executable, "-m", "service", *command[1:]]
     elif command[0] == "valkey-server":
         command = [str(bundled_binary()), *command[1:], "--port", str(ports["redis"]), "--bind", "127.0.0.1"]
+    elif name == "prometheus":
+        from test_metrics_live import tool
+
+        command = [tool("prometheus"), *command, f"--web.listen-address=127.0.0.1:{ports['prometheus']}"]
     log = root / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -222,3 +229,32 @@ def test_the_very_commands_of_queue_api_and_worker_do_a_job_together_and_stop_wh
             service.process.terminate()
             # uvicorn, once done, ends by the signal that it was sent; the first process of a container does not.
             assert service.process.wait(PATIENCE_S) in (0, -signal.SIGTERM), service.died()
+
+
+@pytest.mark.prometheus
+def test_prometheus_starts_with_what_it_is_given_and_knows_whom_to_ask(tmp_path):
+    port = free_port()
+    ports = {"redis": 1, "api": 1, "worker": 1, "prometheus": port}
+    with container("prometheus", tmp_path, ports) as prometheus, httpx.Client(timeout=PATIENCE_S) as client:
+        deadline = time.monotonic() + PATIENCE_S
+        targets: set[str] = set()
+        while not targets >= {"api:8003"}:  # workers are found by name, which only Compose's own network knows
+            assert not (ended := prometheus.died()), ended
+            assert time.monotonic() < deadline
+            try:
+                told = client.get(f"http://127.0.0.1:{port}/api/v1/targets").json()
+            except (httpx.TransportError, ValueError):
+                continue
+            targets = {one["discoveredLabels"]["__address__"] for one in told["data"]["activeTargets"]}
+        rules = client.get(f"http://127.0.0.1:{port}/api/v1/rules").json()["data"]["groups"]
+        assert {group["file"].rpartition("/")[2] for group in rules} == {"rules.yml", "alerts.yml"}
+    api = compose()["services"]["api"]["environment"]
+    assert api["QUIETFRAME_ADMIN_PORT"] == "8003"
+    worker = stages()["worker-cpu"].environment["QUIETFRAME_WORKER_METRICS_PORT"]
+    jobs = {
+        job["job_name"]: job
+        for job in yaml.safe_load((ROOT / "k8s/monitoring/prometheus.yml").read_text())["scrape_configs"]
+    }
+    [found] = jobs["quietframe-worker"]["dns_sd_configs"]
+    assert str(found["port"]) == worker
+    assert set(found["names"]) == {name for name in compose()["services"] if name.startswith("worker")}
