@@ -39,6 +39,7 @@ from service.pipeline.videos import (
     denoise_part,
     denoise_video,
     join_parts,
+    notes_of,
     plan_parts,
     still_of,
 )
@@ -414,8 +415,7 @@ class Worker:
         backend, precision = (
             "+".join(sorted(set(names))) for names in zip(*{(p.backend, p.precision) for p in parts}, strict=True)
         )
-        notes = list(dict.fromkeys(note for part in parts for note in part.notes))
-        ran: Ran = {"backend": backend, "precision": precision, "notes": notes}
+        ran: Ran = {"backend": backend, "precision": precision, "notes": notes_of(parts)}
         return self._with_frames(_outcome(lease, made, self._blobs.put_file(target), ran), made.per_frame)
 
     def _count(self, lease: Lease, ran: Ran, frames: int, measured: Metrics) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from models.catalogue import CATALOGUE
 from models.quality import psnr_db, ssim
 from service.errors import BadInput, Indivisible
 from service.frames import FrameFigures, FrameTable, joined
@@ -37,6 +38,10 @@ DEPTH = 4  # frames that may wait between two stages: enough to hide a key frame
 _PART_PIXELS = 128_000_000
 _PART_FRAMES = (24, 240)
 _MOST_PARTS = 4000
+# Colour is where a pixel's planes differ by more than a lossy codec leaves in a grey film, on the [0, 1] scale.
+_GREY_WITHIN = 3.5 / 255
+_LOOK_AT_EACH = 4  # pixels, each way
+_IS_GREY = "the video is grey"  # how that note begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,13 @@ class _Quality:
     frames: FrameTable = field(default_factory=FrameTable)
     decode_s: float = 0.0
     encode_s: float = 0.0
+    has_colour: bool = False  # in one frame at least
+
+    def look_at(self, pixels: Pixels) -> None:
+        if not self.has_colour:
+            some = pixels[::_LOOK_AT_EACH, ::_LOOK_AT_EACH].astype(np.int32)
+            apart = (some.max(axis=2) - some.min(axis=2)).max()
+            self.has_colour = bool(apart > _GREY_WITHIN * (255 if pixels.dtype == np.uint8 else 65535))
 
 
 def denoise_video(
@@ -320,6 +332,7 @@ def _restore(
             quality.sampler.watch(index, one.planes)
             if wanted is None or index in wanted:
                 waiting.append(one)
+                quality.look_at(one.frame.pixels)
             yield one.planes
 
     def finish(made: tuple[_Source, Array]) -> None:
@@ -341,6 +354,26 @@ def _restore(
             put((waiting.popleft(), restored))
             pace.step()
         pace.finish()
+    if not quality.has_colour:
+        tally.notes += _notes_on_grey(denoiser)
+
+
+def notes_of(parts: Sequence[PartOutcome]) -> list[str]:
+    """What is told of the parts, each once; that one is grey only where all are, for any film has black moments."""
+    told = dict.fromkeys(note for part in parts for note in part.notes)
+    return [note for note in told if not note.startswith(_IS_GREY) or all(note in part.notes for part in parts)]
+
+
+def _notes_on_grey(denoiser: Denoiser) -> list[str]:
+    """What whoever hands in a grey video should know."""
+    spec = denoiser.spec
+    if not spec.weights or "grey" in spec.taught:
+        return []
+    taught = ", ".join(other.name for other in CATALOGUE.values() if other.weights and "grey" in other.taught)
+    return [
+        f"{_IS_GREY}, and {spec.name} was taught on colours: it leaves most of a grey noise; taught on that, though "
+        f"frame by frame, is {taught}"
+    ]
 
 
 def _decode(reader: VideoReader, reference: Path | None, settings: Settings, quality: _Quality) -> Iterator[_Source]:
