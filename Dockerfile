@@ -80,7 +80,9 @@ COPY constraints.txt ./
 COPY --from=lists /lists/worker-cpu.txt ./
 RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/quietframe \
-    && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement worker-cpu.txt
+    && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement worker-cpu.txt \
+    # It tells its maker of every run; OpenVINO does without.
+    && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python uninstall --quiet --yes openvino-telemetry
 COPY --from=wheel /wheels /wheels
 # Without torch there is nobody to read the weights: the graphs hold them too.
 RUN /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --no-deps --no-index /wheels/*.whl \
@@ -92,7 +94,8 @@ COPY constraints.txt ./
 COPY --from=lists /lists/worker-gpu.txt ./
 RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/quietframe \
-    && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement worker-gpu.txt
+    && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement worker-gpu.txt \
+    && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python uninstall --quiet --yes openvino-telemetry
 COPY --from=wheel /wheels /wheels
 RUN /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --no-deps --no-index /wheels/*.whl
 

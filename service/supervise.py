@@ -76,6 +76,17 @@ class Pool:
             child.watch_memory()
             child.keep()
 
+    def bury_orphans(self) -> None:
+        """Let go of what dead children have left, and of what is no child of the pool's: it is the first process that
+        has to ask how they ended, or each would keep its number for ever.
+        """
+        own = {child.pid for child in self._children}
+        with suppress(ChildProcessError):  # there are none
+            while dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if dead.si_pid in own:
+                    return  # seen to by the next look
+                os.waitpid(dead.si_pid, os.WNOHANG)
+
     def failed_to_start(self) -> str | None:
         """Which child ended by itself, and how; one that was killed is another matter."""
         for child in self._children:
@@ -114,6 +125,8 @@ def run_workers(settings: Settings, redis_url: str, *, stop: Event) -> None:
         pool.start()
         while not stopped_within(LOOK_EVERY_S, stop):
             pool.look()
+            if os.getpid() == 1:  # of a container that has no init
+                pool.bury_orphans()
         log.info("stopping")
     finally:
         pool.stop(settings.drain_s + KILL_AFTER_S)
@@ -214,6 +227,11 @@ class _Child:
         self._died_at: float | None = None
         self._pause_s = 0.0
         self._starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that was last started."""
+        return self._process.pid if self._process else None
 
     @property
     def status(self) -> int | None:

