@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from service.blobs import Blob, BlobStore, open_store
 from service.broker.card import ModelReady, WorkerCard
@@ -164,7 +164,7 @@ class Worker:
         warm_up(self._settings)
         ready = self._shelf.warm_up(self._settings.warm_models)
         if self._settings.live_streams:
-            self._live = LiveHost(self._settings, self._shelf, lambda: self._give_up(stop))
+            self._live = LiveHost(self._settings, self._shelf, lambda: self._give_up(stop), self._figures)
         card = WorkerCard(
             id=self._id,
             pid=os.getpid(),
@@ -234,7 +234,7 @@ class Worker:
     def _accounted(self, slot: int, lease: Lease) -> Iterator[Held]:
         """Around the work on a lease: what is told meanwhile, in figures, spans and lines, is told of its job."""
         job = lease.job
-        about: dict[str, str | int] = {"job": job.id, "attempt": lease.attempt, "fence": lease.fence}
+        about: dict[str, Any] = {"job": job.id, "attempt": lease.attempt, "fence": lease.fence}
         if lease.part:
             about["part"] = lease.part.index
         tracing.told("wait in queue", lease.waited_s, under=job.trace, **about)

@@ -43,7 +43,7 @@ COUNTS = {
     *("denoise_broker_up", "denoise_worker_ready", "denoise_workers_ready", "denoise_models_loaded"),
     *("denoise_jobs_queued", "denoise_jobs_queued_limit", "denoise_jobs_in_flight", "denoise_lane_slots"),
     *("denoise_engines", "denoise_out_of_memory", "denoise_jobs"),
-    *("denoise_http_request", "denoise_grpc_request"),
+    *("denoise_live_streams", "denoise_live_streams_limit"),
 }
 # Each has few values. Never a job, a path, a size, a caller.
 LABELS = {

@@ -107,6 +107,28 @@ def test_all_parts_of_a_video_and_their_joining_are_in_its_trace(watched: Watche
     assert parts == {0, 1, 2}
 
 
+def test_a_live_stream_is_in_the_trace_of_its_call(watched: Watched) -> None:
+    above = caller()
+
+    def requests():
+        yield pb.DenoiseStreamRequest(setup=pb.StreamSetup(model="nlm", width=32, height=24))
+        for shade in range(3):
+            yield pb.DenoiseStreamRequest(frame=bytes([shade]) * (32 * 24 * 3))
+
+    with grpc.insecure_channel(watched.grpc_address) as channel:
+        stub = DenoiserStub(channel)
+        answers = list(stub.DenoiseStream(requests(), metadata=(("traceparent", str(above)),), timeout=60))
+    assert len(answers) == 4
+    root = "quietframe.v1.Denoiser/DenoiseStream"
+    spans = watched.collector.spans_of(above.trace_id, has(root, "live stream", "run batch"))
+    call, work = named(spans, root), named(spans, "live stream")
+    assert (call.process, call.parent_id) == (API, above.span_id)
+    assert (work.process, work.parent_id) == (WORKER, call.span_id)
+    assert {span.parent_id for span in spans if span.name == "run batch"} == {work.span_id}
+    told = 'denoise_restored_frames_total{backend="classical",lane="live"'
+    assert any(told in text for text in watched.worker_metrics())
+
+
 def processed(spans: list[Span]) -> list[Span]:
     return [span for span in spans if span.name == "process"]
 

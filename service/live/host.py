@@ -24,10 +24,13 @@ from service.pipeline.shelf import Shelf
 from service.rpc.generated.quietframe.v1 import denoiser_pb2 as pb
 from service.rpc.relay import OPTIONS, RESTORE, TOKEN_KEY, Answer, pack
 from service.settings import Settings
+from service.telemetry import tracing
+from service.telemetry.figures import Work, WorkerFigures
 from trtbuild.engine import EngineFailed
 
 log = logging.getLogger(__name__)
 
+LANE = "live"  # what figures tell in the place of a lane
 _TO_REFUSE = 4  # calls beyond the places that are there, so that they are told why
 _WILDCARDS = {"0.0.0.0", "::", "[::]"}  # noqa: S104 - compared with, not bound to
 _DTYPES: dict[int, np.dtype[np.uint8] | np.dtype[np.uint16]] = {
@@ -44,17 +47,26 @@ class CannotHost(QuietframeError):
 class LiveHost:
     """The live streams of one worker. They share its engines with its jobs, by turns."""
 
-    def __init__(self, settings: Settings, shelf: Shelf, on_engine_failure: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        shelf: Shelf,
+        on_engine_failure: Callable[[], None],
+        figures: WorkerFigures | None = None,
+    ) -> None:
         """
         Args:
             settings: where to listen, and for how many streams.
             shelf: where denoisers come from.
             on_engine_failure: told when an engine failed in a way that it will not recover from.
+            figures: told of streams and frames.
 
         Raises:
             CannotHost
         """
         self._settings, self._shelf, self._on_engine_failure = settings, shelf, on_engine_failure
+        self._figures = figures or WorkerFigures()
+        self._figures.takes_streams(settings.live_streams)
         self._token = secrets.token_urlsafe(32)
         self._lock = Lock()
         self._taken = 0
@@ -96,7 +108,9 @@ class LiveHost:
         if not hmac.compare_digest(shown.encode(), self._token.encode()):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "this port is for the API of this service")
         try:
-            yield from self._stream(requests, context)
+            under = str(dict(context.invocation_metadata()).get("traceparent", ""))
+            with tracing.span("live stream", "server", under=under):
+                yield from self._stream(requests, context)
         except grpc.RpcError:
             return  # the caller is gone; the call has its status already
         except Exception as err:
@@ -132,7 +146,9 @@ class LiveHost:
                 frames_in_flight=frames_in_flight(denoiser),
             )
         )
+        work = Work(lane=LANE, model=denoiser.spec.name, backend=denoiser.backend, precision=denoiser.precision)
         for restored in restore_live(denoiser, setup, self._frames(requests), is_wanted=context.is_active):
+            self._figures.restored(work, frames=1, pixels=setup.width * setup.height, seconds={})
             yield pb.DenoiseStreamResponse(frame=restored)
         if self._stopping.is_set():
             raise NotReady("the worker of this stream is stopping; every frame that it took was answered")
@@ -153,12 +169,14 @@ class LiveHost:
             if self._taken >= self._settings.live_streams:
                 raise StreamsFull(f"this worker has {self._taken} live streams, and takes no more at once")
             self._taken += 1
+        self._figures.stream_came()
         if not context.add_callback(self._leave_place):
             self._leave_place()  # it has ended already, and will not call
 
     def _leave_place(self) -> None:
         with self._lock:
             self._taken -= 1
+        self._figures.stream_left()
 
 
 def _joined(host: str, port: int) -> str:

@@ -25,6 +25,7 @@ from service.job import Options
 from service.rpc.generated.quietframe.v1 import denoiser_pb2 as pb
 from service.rpc.relay import OPTIONS, RESTORE, TOKEN_KEY, Problem, unpack
 from service.services import Services
+from service.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,9 @@ class _Line:
         """
         await self._connect()
         restore = self._channel.stream_stream(RESTORE, pb.DenoiseStreamRequest.SerializeToString, unpack)
-        self._call = restore(metadata=((TOKEN_KEY, self._place.token),))
+        here = tracing.here()
+        under = (("traceparent", str(here)),) if here else ()
+        self._call = restore(metadata=((TOKEN_KEY, self._place.token), *under))
         await self.send(pb.DenoiseStreamRequest(setup=setup))
         try:
             async with asyncio.timeout(_START_S):

@@ -87,7 +87,10 @@ class WorkerFigures:
             "denoise_restored_pixels", "Pixels of pictures and frames that were restored.", labels, registry=of
         )
         self._frames = Counter(
-            "denoise_restored_frames", "Frames of videos, and pictures, that were restored.", labels, registry=of
+            "denoise_restored_frames",
+            "Frames of videos and live streams, and pictures, that were restored.",
+            labels,
+            registry=of,
         )
         self._psnr = Histogram(
             "denoise_result_psnr_db",
@@ -128,6 +131,10 @@ class WorkerFigures:
             "Engines that were opened, built, refused for straying from float32, or failed.",
             ("backend", "precision", "outcome"),
             registry=of,
+        )
+        self._streams = Gauge("denoise_live_streams", "Live streams that the worker has.", registry=of)
+        self._most_streams = Gauge(
+            "denoise_live_streams_limit", "Live streams that the worker takes at once.", registry=of
         )
         self._builds = Histogram(
             "denoise_engine_build_duration_seconds",
@@ -172,7 +179,7 @@ class WorkerFigures:
             self._held.labels(lane, held.outcome).observe(time.monotonic() - began, tracing.exemplar())
 
     def restored(self, work: Work, *, frames: int, pixels: int, seconds: Mapping[str, float]) -> None:
-        """A job, or a part of one, is restored, whatever comes of its lease.
+        """A job, a part of one, or a live frame is restored, whatever comes of its lease.
 
         Args:
             work: which.
@@ -185,6 +192,15 @@ class WorkerFigures:
         self._pixels.labels(*labels).inc(pixels)
         for stage, spent in seconds.items():
             self._stages.labels(stage, *labels).observe(spent)
+
+    def takes_streams(self, most: int) -> None:
+        self._most_streams.set(most)
+
+    def stream_came(self) -> None:
+        self._streams.inc()
+
+    def stream_left(self) -> None:
+        self._streams.dec()
 
     def measured(self, model: str, psnr_db: float) -> None:
         self._psnr.labels(model).observe(psnr_db)
