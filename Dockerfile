@@ -114,7 +114,7 @@ LABEL org.opencontainers.image.title="Quietframe API" org.opencontainers.image.l
 USER 10001:10001
 WORKDIR /data
 EXPOSE 8000 8001
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["quietframe", "health", "api"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["quietframe", "health", "api"]
 ENTRYPOINT ["quietframe"]
 CMD ["api"]
 
@@ -134,12 +134,12 @@ ENV PATH=/opt/quietframe/bin:$PATH \
 LABEL org.opencontainers.image.title="Quietframe worker, CPU" org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 WORKDIR /data
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s CMD ["quietframe", "health", "worker"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=120s CMD ["quietframe", "health", "worker"]
 ENTRYPOINT ["quietframe"]
 CMD ["worker"]
 
 FROM python-cuda AS worker-gpu
-RUN apt-get purge --yes --auto-remove python3-venv python3-pip-whl python3-setuptools-whl \
+RUN apt-get purge --yes --auto-remove python3-venv \
     && groupadd --gid 10001 quietframe \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin quietframe \
     && install --directory --owner 10001 --group 10001 --mode 0755 /data /engines
@@ -158,6 +158,6 @@ ENV PATH=/opt/quietframe/bin:$PATH \
 LABEL org.opencontainers.image.title="Quietframe worker, NVIDIA GPU" org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 WORKDIR /data
-HEALTHCHECK --interval=10s --timeout=5s --start-period=300s CMD ["quietframe", "health", "worker"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=300s CMD ["quietframe", "health", "worker"]
 ENTRYPOINT ["quietframe"]
 CMD ["worker"]
