@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,17 @@ from api_support import PATIENCE_S, PlayedWorker, inverted, noisy_png, served, s
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis import Redis
 
 from service.access.gate import Gate
 from service.access.keys import ApiKey, KeyRing, Scope, add_key, new_key, remove_key
 from service.access.quotas import Quotas
+from service.api.access import Access as HttpAccess
 from service.api.app import create_app
 from service.api.rights import OPEN, right_for
 from service.api.server import make_server
+from service.blobs import open_store
+from service.broker.janitor import Janitor
 from service.broker.lease import LeaseClient
 from service.client import AsyncClient, Client, ServerProblem
 from service.errors import NoKey, NotReady, RateExceeded, problem
@@ -188,7 +193,23 @@ def test_wrong_keys_are_refused_alike_and_never_repeated(rest, people):
         answer = rest.get("/jobs", headers={"Authorization": sent if " " in sent else f"Bearer {sent}"})
         assert answer.status_code == 401
         assert sent not in answer.text
+    for odd in (b"Bearer \xff\xfe", b"\xc3\xa9" * 90, b"Bearer"):
+        assert rest.get("/jobs", headers={b"Authorization": odd}).status_code == 401
     assert rest.get("/jobs", headers=people.alice.header).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_web_socket_is_no_way_around():
+    told = []
+
+    async def inner(*_: Any) -> None:
+        told.append("reached")
+
+    async def send(message: Any) -> None:
+        told.append(message["type"])
+
+    await HttpAccess(inner)({"type": "websocket", "path": "/jobs"}, None, send)  # type: ignore[arg-type]
+    assert told == ["websocket.close"]
 
 
 def test_somebody_elses_job_is_a_job_that_never_was_at_every_door(rest, channel, people, worker):
@@ -230,7 +251,7 @@ def test_somebody_elses_job_is_a_job_that_never_was_at_every_door(rest, channel,
     assert rest.get(f"/jobs/{image}", headers=people.root.header).status_code == 404
 
 
-def test_a_list_shows_ones_own_jobs_in_every_state_and_admins_see_all(rest, people, worker):
+def test_a_list_shows_ones_own_jobs_in_every_state_and_admins_see_all(rest, people, worker, settings):
     worker.go.clear()
     mine = [submit(rest, people.alice) for _ in range(3)]
     theirs = submit(rest, people.bob)
@@ -258,6 +279,28 @@ def test_a_list_shows_ones_own_jobs_in_every_state_and_admins_see_all(rest, peop
     assert ids(people.bob, state="succeeded") == []
     assert rest.delete(f"/jobs/{mine[0]}", headers=people.alice.header).status_code == 204
     assert ids(people.alice) == mine[:0:-1]
+    for job_id in (*mine[1:], theirs):
+        assert rest.delete(f"/jobs/{job_id}", headers=people.root.header).status_code == 204
+    with Redis.from_url(str(settings.redis_url), decode_responses=True) as link:
+        assert [name for name in link.scan_iter("quietframe:*") if "@" in name or "owners" in name] == []
+
+
+def test_of_a_job_whose_time_is_over_no_list_keeps_its_id(rest, people, settings, tmp_path):
+    job_id = submit(rest, people.alice)
+    brief = settings.model_copy(update={"result_ttl_s": 0.001, "record_ttl_s": 0.001})
+    leases = LeaseClient(str(settings.redis_url), brief, "brief")
+    lease = leases.lease(list(Lane), wait_s=PATIENCE_S)
+    assert lease is not None
+    leases.bury(lease, problem(422, "bad_input", "It cannot be", "it ends before its last row"))
+    leases.close()
+    janitor = Janitor(str(settings.redis_url), brief, open_store(settings))
+    deadline = time.monotonic() + PATIENCE_S
+    with Redis.from_url(str(settings.redis_url), decode_responses=True) as link:
+        while link.zcard(f"quietframe:jobs@{people.alice.key.id}") and time.monotonic() < deadline:
+            link.delete("quietframe:janitor")  # whose turn it is matters to nobody here
+            janitor.sweep()
+        assert link.hget("quietframe:owners", job_id) is None
+        assert not link.exists("quietframe:jobs", f"quietframe:jobs:failed@{people.alice.key.id}")
 
 
 def test_an_idempotency_key_belongs_to_its_holder(rest, people):
