@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from hostile.corpus import IMAGE, VIDEO, attacks, clip, photo
+from hostile.corpus import IMAGE, VIDEO, attacks, burdened, clip, photo
 from test_service import serving
 
 from service.processes import resident_bytes
@@ -113,6 +113,25 @@ def test_each_attack_is_refused_and_the_service_lives_on(service, secret):
         assert good.status_code == 200
 
 
+def test_what_is_bad_beside_the_pixels_costs_at_most_itself(service):
+    with service.client() as client, watched_memory(service.process.pid) as most:
+        before, held = workers(client), resident_bytes(service.process.pid)
+        wrong = []
+        for name, content, what in burdened():
+            for form in ("same", "png"):
+                answer = client.post(
+                    IMAGE, files={"file": ("a", content)}, data={"format": form}, headers={"Accept": "application/json"}
+                )
+                told = answer.json()
+                if answer.status_code != 200 or set(told["input"]["lost"]) - {what, "text"}:
+                    wrong.append(
+                        f"{name} as {form}: {answer.status_code} {told.get('detail') or told['input']['lost']}"
+                    )
+        assert not wrong, "\n".join(wrong)
+        assert workers(client) == before
+        assert most[0] - held < 3 * MEMORY_BYTES
+
+
 def test_a_body_that_never_ends_is_cut_off(service):
     sent = [0]
 
@@ -173,7 +192,7 @@ def test_a_polyglot_comes_back_as_nothing_but_a_picture(service):
     assert b"PK\3\4" not in answer.content
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP", "BMP"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP", "BMP", "AVIF"])
 def test_a_picture_cut_at_any_kilobyte_is_refused_or_shown_as_far_as_it_goes(service, form):
     whole = photo(form, 48)
     with service.client() as client:

@@ -82,7 +82,9 @@ def read_samples(data: bytes | bytearray, page: tiff.Directory) -> Samples:
         segments = zip(offsets[part], counts[part], strict=True)
         whole = None
         if compression not in _BY_OURSELVES:
-            whole = _unpacked_by_decoder(data, page, offsets[part], counts[part], row_bytes)
+            # In 16 bits it tells of damage; 8 bits, of which an odd number may be in a row, it reads by another way.
+            word = min(dtype.itemsize, 2)
+            whole = _unpacked_by_decoder(data, page, offsets[part], counts[part], row_bytes, word)
         for number, (at, size) in enumerate(segments):
             top, left = number // -(-width // across) * down, number % -(-width // across) * across
             rows, columns = min(down, height - top), min(across, width - left)
@@ -122,23 +124,25 @@ def _unpacked(data: bytes | bytearray, at: int, size: int, compression: int, wan
 
 
 def _unpacked_by_decoder(
-    data: bytes | bytearray, page: tiff.Directory, offsets: list[int], counts: list[int], row_bytes: int
+    data: bytes | bytearray, page: tiff.Directory, offsets: list[int], counts: list[int], row_bytes: int, word: int
 ) -> Samples:
-    """The bytes of all rows, [H, bytes]: the decoder is told that they are a grey picture of 8 bits."""
+    """The bytes of all rows, [H, bytes]: the decoder is told that they are a grey picture of such words."""
+    if any(at + size > len(data) for at, size in zip(offsets, counts, strict=True)):
+        raise BadInput("the TIFF is cut short: a strip of it is beyond its end")
     height = page.number(tiff.HEIGHT) or 0
     is_tiled = tiff.TILE_OFFSETS in page.tags
     across = -(-(page.number(tiff.WIDTH) or 0) // (page.number(tiff.TILE_WIDTH) or 1)) if is_tiled else 1
     tags = {
-        tiff.WIDTH: [across * row_bytes],
+        tiff.WIDTH: [across * row_bytes // word],
         tiff.HEIGHT: [height],
-        tiff.BITS: [8],
+        tiff.BITS: [8 * word],
         tiff.COMPRESSION: [page.number(tiff.COMPRESSION) or _PLAIN],
         tiff.PHOTOMETRIC: [1],
         tiff.SAMPLES: [1],
         tiff.PLANAR: [1],
     }
     if is_tiled:
-        tags |= {tiff.TILE_WIDTH: [row_bytes], tiff.TILE_HEIGHT: [page.number(tiff.TILE_HEIGHT) or 0]}
+        tags |= {tiff.TILE_WIDTH: [row_bytes // word], tiff.TILE_HEIGHT: [page.number(tiff.TILE_HEIGHT) or 0]}
         tags |= {tiff.TILE_OFFSETS: offsets, tiff.TILE_COUNTS: counts}
     else:
         tags |= {tiff.ROWS: [page.number(tiff.ROWS) or height], tiff.OFFSETS: offsets, tiff.COUNTS: counts}
@@ -148,9 +152,10 @@ def _unpacked_by_decoder(
         decoded = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         decoded = None
-    if decoded is None or decoded.dtype != np.uint8 or decoded.shape[:2] != (height, across * row_bytes):
+    expected = (height, across * row_bytes // word)
+    if decoded is None or decoded.dtype.itemsize != word or decoded.shape[:2] != expected:
         raise BadInput("the image/tiff data is damaged, cut short, or of a kind that cannot be decoded here")
-    return decoded.reshape(height, -1)
+    return np.ascontiguousarray(decoded.reshape(height, -1)).view(np.uint8)
 
 
 def _values(raw: Samples, together: int, dtype: "np.dtype[Any]", predictor: int, *, big_endian: bool) -> Samples:

@@ -67,9 +67,118 @@ def _images() -> Iterator[Attack]:
     yield Attack("a WebP of 268 megapixels, declared", IMAGE, _webp(16384, 16384), (413,))
     yield Attack("a BMP of 2^31 pixels a side", IMAGE, _bmp(2**31 - 1, 2**31 - 1), (413,))
     yield Attack("a BMP of negative width", IMAGE, _bmp(-5, 5), (422,))
+    yield from _tiffs()
+    yield from _avifs()
     yield Attack("a GIF", IMAGE, b"GIF89a" + bytes(20), (415,))
     yield Attack("a zip of zips", IMAGE, _zip(), (415,), "a.png", "image/png")
     yield Attack("a video at the door for images", IMAGE, clip(), (415,), "a.png", "image/png")
+
+
+def _tiffs() -> Iterator[Attack]:
+    small = photo_pages(1)
+    ring = bytearray(photo_pages(3))
+    struct.pack_into("<I", ring, _last_link(ring), struct.unpack_from("<I", ring, 4)[0])
+    yield Attack("a TIFF whose pages go round", IMAGE, bytes(ring), (422,))
+    yield Attack("a TIFF of 1001 pages", IMAGE, photo_pages(1001), (422,))
+    yield Attack("a TIFF of many pages that share their pixels", IMAGE, photo_pages(900, 400, 400), (413,))
+    yield Attack("a TIFF of floats that inflates to 256 megabytes", IMAGE, _floats(8000, 8000, zeros(256 << 20)), (422,))
+    yield Attack(
+        "a TIFF of one tile larger than all", IMAGE, _floats(64, 64, b"", {322: 1 << 30, 323: 1 << 30}), (422,)
+    )
+    yield Attack("a TIFF of tiles without any size", IMAGE, _floats(64, 64, b"", {322: 0, 323: 0}), (422,))
+    yield Attack("a TIFF of 65535 samples a pixel", IMAGE, _floats(64, 64, b"", {277: 65535}), (422,))
+    yield Attack(
+        "a TIFF whose strips are elsewhere", IMAGE, _floats(64, 64, b"", {273: 2**32 - 1, 279: 2**32 - 1}), (422,)
+    )
+    yield Attack("a TIFF of strips of no rows", IMAGE, _floats(64, 64, b"", {278: 0}), (422,))
+    yield Attack("a TIFF of floats packed by nonsense", IMAGE, _floats(64, 64, bytes(range(256)) * 9, {259: 5}), (422,))
+    yield Attack("a TIFF of 24 bit floats", IMAGE, _floats(64, 64, b"", {258: 24}), (422,))
+    yield Attack("a TIFF whose next page is beyond its end", IMAGE, _with_link(small, 2**32 - 2), (422,))
+
+
+def _avifs() -> Iterator[Attack]:
+    good = photo("AVIF")
+    size = good.index(b"ispe") + 8
+    for name, width, height, statuses in (
+        ("an AVIF of 10 gigapixels, declared", 100_000, 100_000, (413,)),
+        ("an AVIF of no size", 0, 0, (422,)),
+    ):
+        lying = good[:size] + struct.pack(">II", width, height) + good[size + 8 :]
+        yield Attack(name, IMAGE, lying, statuses)
+    moving = io.BytesIO()
+    frame = Image.open(io.BytesIO(good))
+    frame.save(moving, "AVIF", save_all=True, append_images=[frame.copy()])
+    yield Attack("an AVIF that moves", IMAGE, moving.getvalue(), (422,))
+    head = b"\0\0\0\x14ftypavif\0\0\0\0avif"
+    yield Attack("an AVIF that is nothing but its name", IMAGE, head, (422,))
+    yield Attack("an AVIF whose header has 4 gigabytes", IMAGE, head + b"\xff\xff\xff\xffmeta" + bytes(100), (422,))
+    yield Attack("an AVIF of empty boxes", IMAGE, head + b"\0\0\0\x08free" * 100_000, (422,))
+    boxes = bytes(4) + b"\0\0\0\x08free" * 100_000
+    yield Attack(
+        "an AVIF whose header is empty boxes",
+        IMAGE,
+        head + struct.pack(">I4s", 8 + len(boxes), b"meta") + boxes,
+        (422,),
+    )
+    yield Attack("an AVIF without its pixels", IMAGE, good[: good.index(b"mdat") + 4], (422,))
+
+
+def photo_pages(count: int, width: int = 8, height: int = 8) -> bytes:
+    """A TIFF of pages that all have the same pixels."""
+    pixels = bytes(range(64)) * (width * height // 64)
+    made = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels
+    for number in range(count):
+        tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(pixels)}
+        directory = struct.pack("<H", len(tags))
+        directory += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        following = len(made) + len(directory) + 4 if number < count - 1 else 0
+        made += directory + struct.pack("<I", following)
+    return made
+
+
+def _last_link(pages: bytes | bytearray) -> int:
+    return len(pages) - 4
+
+
+def _with_link(pages: bytes, offset: int) -> bytes:
+    return pages[: _last_link(pages)] + struct.pack("<I", offset)
+
+
+def _floats(width: int, height: int, packed: bytes, changed: dict[int, int] | None = None) -> bytes:
+    """A grey TIFF of 32 bit floats in one deflated strip, or in a tile if it is given the size of one."""
+    changed = changed or {}
+    where = (324, 325) if 322 in changed else (273, 279)
+    tags = {256: width, 257: height, 258: 32, 259: 8, 262: 1, where[0]: 8, 277: 1, 278: height, where[1]: len(packed)}
+    tags = {**tags, 339: 3, **changed}
+    packed += b"\0" * (len(packed) % 2)
+    directory = struct.pack("<H", len(tags))
+    directory += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory + bytes(4)
+
+
+def burdened() -> Iterator[tuple[str, bytes, str]]:
+    """Good pictures with something bad beside their pixels: what it is, the file, and what may be lost of it."""
+    profile = bytearray(128)
+    struct.pack_into(">I", profile, 0, 2**31)
+    profile[36:40] = b"acsp"
+    bad_profile = bytes(profile) + b"\xff\xff\xff\xff" + bytes(64)
+    ring = b"Exif\0\0II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0\x08\0\0\0"
+    beyond = b"Exif\0\0MM\0*\xff\xff\xff\xff"
+    for form in ("PNG", "JPEG", "WEBP", "AVIF"):
+        yield f"a profile of endless tags in a {form}", _saved(form, icc_profile=bad_profile), "ICC profile"
+        yield f"EXIF that begins beyond its end in a {form}", _saved(form, exif=beyond), "EXIF"
+        yield f"EXIF that is a ring in a {form}", _saved(form, exif=ring), ""
+    bomb = chunk(b"iCCP", b"a\0\0" + zeros(64 << 20))
+    yield "a profile that inflates to 64 megabytes", png(8, 8, zeros(8 * 25), more=bomb), "ICC profile"
+    text = chunk(b"zTXt", b"a\0\0" + zeros(64 << 20)) * 3
+    yield "texts that inflate to 192 megabytes", png(8, 8, zeros(8 * 25), more=text), ""
+
+
+def _saved(form: str, **more: bytes) -> bytes:
+    file = io.BytesIO()
+    plain = Image.open(io.BytesIO(photo("PNG", 32)))
+    plain.save(file, form, **(more if form != "AVIF" or "exif" not in more else {}))
+    return file.getvalue()
 
 
 def _videos(url: str, secret_path: str) -> Iterator[Attack]:

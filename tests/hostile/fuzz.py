@@ -16,11 +16,14 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
+import tifffile
 from PIL import Image
 
-from hostile.corpus import clip, photo, tiff, y4m, zeros
+from hostile.corpus import burdened, clip, photo, photo_pages, tiff, y4m, zeros
 from service.errors import BadInput, Indivisible
+from service.media.image import write_image
 from service.media.sniff import HEAD_BYTES, content_type_of, probe_image
 from service.sandbox.images import read_image
 from service.sandbox.videos import VideoReader, read_timeline
@@ -47,10 +50,31 @@ def seeds() -> list[bytes]:
     exif = Image.Exif()
     exif[274], exif[271] = 6, "maker"
     Image.open(io.BytesIO(photo("JPEG", 32))).save(tagged, "JPEG", exif=exif, progressive=True)
-    stills = [photo(form, 32) for form in ("PNG", "JPEG", "TIFF", "WEBP", "BMP")]
+    stills = [photo(form, 32) for form in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "AVIF")]
+    stills += [*_odd_tiffs(), photo_pages(3), *(content for name, content, _ in burdened() if "megabytes" not in name)]
     moving = [clip(muxer, frames=4, codec=codec) for muxer, codec in _CLIPS]
     more = [deep.getvalue(), palette.getvalue(), tagged.getvalue(), tiff(16, 16, zeros(768)), y4m(16, 16, 3)]
     return [*stills, *more, *moving]
+
+
+def _odd_tiffs() -> list[bytes]:
+    """Of floats, in strips, tiles and planes, packed in each way."""
+    floats = np.random.default_rng(6).normal(0.5, 0.2, (40, 36, 3)).astype(np.float32)
+    made = []
+    for more in (
+        {},
+        {"compression": "zlib", "byteorder": ">"},
+        {"tile": (16, 16), "compression": "zlib", "bigtiff": True},
+        {"planarconfig": "separate", "rowsperstrip": 7},
+    ):
+        file = io.BytesIO()
+        apart = "planarconfig" in more
+        tifffile.imwrite(file, floats.transpose(2, 0, 1).copy() if apart else floats, photometric="rgb", **more)
+        made.append(file.getvalue())
+    for compression, predictor in ((5, 1), (5, 3), (8, 3), (32773, 1)):
+        params = [cv2.IMWRITE_TIFF_COMPRESSION, compression, cv2.IMWRITE_TIFF_PREDICTOR, predictor]
+        made.append(cv2.imencode(".tiff", floats, [*params, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 9])[1].tobytes())
+    return made
 
 
 def spoilt(data: bytes, dice: random.Random) -> bytes:
@@ -105,7 +129,8 @@ def tried(path: Path) -> str:
         if kind.startswith("image/"):
             with path.open("rb") as file:
                 probe_image(file, SETTINGS)
-            read_image(path, SETTINGS)
+            picture = read_image(path, SETTINGS)
+            write_image(picture.pixels, picture, format="same")  # what came along meets an encoder, here unguarded
         else:
             with VideoReader(path, SETTINGS) as reader:
                 for frame in islice(reader, _FRAMES):
