@@ -21,9 +21,9 @@ LAYOUTS = [
 ]
 
 
-def copied(source, target, form="mkv", codec="ffv1"):
+def copied(source, target, form="mkv", codec="ffv1", crf=None):
     with VideoReader(source, LIMITS) as reader:
-        with VideoWriter(target, reader, format=form, codec=codec) as writer:
+        with VideoWriter(target, reader, format=form, codec=codec, crf=crf) as writer:
             for frame in reader:
                 writer.write(frame)
         return writer
@@ -106,6 +106,13 @@ def test_a_lossless_copy_has_the_sources_own_numbers(pixel_format, matrix, told_
     assert after[0].format.name == pixel_format
     assert (after[0].colorspace, after[0].color_range) == (before[0].colorspace, before[0].color_range)
     assert max(most_apart(before, after)) == 0
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p", "yuv420p10le", "yuv422p10le"])
+def test_a_crf_of_0_is_lossless_in_h264(pixel_format, tmp_path):
+    source = write_video(tmp_path / "in.mkv", pixel_format=pixel_format, tags={"colorspace": 1, "color_range": FULL})
+    assert copied(source, tmp_path / "out.mp4", "mp4", "h264", 0).lost == []
+    assert max(most_apart(decoded(source), decoded(tmp_path / "out.mp4"))) == 0
 
 
 @pytest.mark.parametrize("name", ["gbrp10le", "gbrp12le", "gbrp16le", "gray", "gray10le", "gray16le"])

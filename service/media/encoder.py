@@ -89,7 +89,8 @@ class Encoder:
         options = dict(spec.options)
         quality = CODECS[codec].crf if crf is None else crf
         if quality is not None:
-            options["crf"] = str(quality)
+            # x264 takes a crf of 0 for lossless with 8 bits only.
+            options["qp" if codec == "h264" and not quality else "crf"] = str(quality)
         rate = min(like.rate or Fraction(25), Fraction(_MAX_RATE))
         self.pixel_format = nearest_pixel_format(spec.name, like, whole_chroma=spec.whole_chroma)
         self._tell_light(like, options)
