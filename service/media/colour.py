@@ -99,11 +99,6 @@ def _is_full(frame: Look) -> bool:
     return frame.color_range != _LIMITED and layout is not None and layout.is_grey
 
 
-def depth_of(format: VideoFormat) -> int:  # noqa: A002
-    """Bits of its deepest component."""
-    return max(component.bits for component in format.components)
-
-
 def to_rgb(frame: VideoFrame, coding: Coding, depth: int, reformatter: VideoReformatter) -> Pixels:
     """A decoded frame as RGB: of 8 bits, or 16 where `depth` is more than 8."""
     layout = layout_of(frame.format.name)

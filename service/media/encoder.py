@@ -20,10 +20,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from service.errors import BadInput
-from service.media.colour import depth_of, from_rgb, nearest_pixel_format, tags_for
+from service.media.colour import from_rgb, nearest_pixel_format, tags_for
 from service.media.formats import CODECS
 from service.media.hdr import encoder_options
-from service.media.head import TOP_FIRST, VideoHead
+from service.media.head import TOP_FIRST, VideoHead, depth_of
 from service.media.planes import Pixels, layout_of
 from service.media.tracks import foreign_tags
 

@@ -84,6 +84,11 @@ def head_of(
     )
 
 
+def depth_of(format: VideoFormat) -> int:  # noqa: A002
+    """Bits of its deepest component."""
+    return max(component.bits for component in format.components)
+
+
 def _lost_beside(stream: VideoStream, first: VideoFrame) -> list[str]:
     lost = [_MEANINGFUL[side.type] for side in _beside(first) if side.type in _MEANINGFUL]
     has_alpha = any(component.is_alpha for component in first.format.components)

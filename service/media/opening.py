@@ -23,8 +23,7 @@ from av.video.stream import VideoStream
 
 from service.errors import BadInput, FrameTooLarge, Indivisible
 from service.job import InputFacts
-from service.media.colour import depth_of
-from service.media.head import head_of
+from service.media.head import depth_of, head_of
 from service.media.sniff import HEAD_BYTES, check_pixels, content_type_of, unknown_format
 from service.settings import Settings
 

@@ -13,11 +13,11 @@ from av.video.reformatter import VideoReformatter
 
 from service.errors import BadInput, Indivisible
 from service.job import InputFacts, Part
-from service.media.colour import coding_of, depth_of, to_rgb
+from service.media.colour import coding_of, to_rgb
 from service.media.encoder import Encoder
 from service.media.entry import find_entry
 from service.media.finishing import Finishing
-from service.media.head import VideoHead
+from service.media.head import VideoHead, depth_of
 from service.media.held import Source
 from service.media.opening import AVI, BARE, OpenVideo
 from service.media.outfile import OutFile

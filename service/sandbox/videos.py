@@ -14,10 +14,10 @@ from av.packet import Packet
 
 from service.errors import BadInput, Indivisible
 from service.job import Part
-from service.media.colour import depth_of
 from service.media.encoder import MUXERS, Encoder
 from service.media.finishing import Finishing
 from service.media.formats import VIDEOS, video_output
+from service.media.head import depth_of
 from service.media.probe import HEEDED
 from service.media.sniff import check_pixels
 from service.media.timeline import Timeline

@@ -140,7 +140,9 @@ def do_a_job(buildah: Buildah, images: dict[str, Image], folder: Path) -> None:
         print(f"a photo: {before:.1f} dB to {after:.1f} dB by {answer.headers['Quietframe-Backend']}")
         clip = folder / "clip.mp4"
         write_clip(clip, [frame[:128, :128] for frame in moving_clip(photo)])
-        job = client.post("/jobs/video", files={"file": clip.read_bytes()}).json()
+        answer = client.post("/jobs/video", files={"file": clip.read_bytes()})
+        assert answer.status_code == 202, answer.text
+        job = answer.json()
         until("a clip is done", worker, lambda: client.get(f"/jobs/{job['id']}").json()["state"] not in _UNDONE)
         job = client.get(f"/jobs/{job['id']}").json()
         assert job["state"] == "succeeded", job["error"]
