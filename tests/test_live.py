@@ -535,7 +535,7 @@ def test_a_camera_gives_what_it_sees_now_and_drops_what_nobody_took(host, url, t
 
 @pytest.fixture(scope="module")
 def service():
-    with running_service(live_streams=1, threads=1) as url:
+    with running_service(live_streams=1, threads=1, warm="fitvnet") as url:
         yield url
 
 
