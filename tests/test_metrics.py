@@ -2,7 +2,10 @@
 
 import json
 import re
+import shutil
 import socket
+import subprocess
+import time
 from pathlib import Path
 
 import grpc
@@ -30,6 +33,7 @@ from service.settings import Settings
 from service.supervise import CannotStart, check_ports_of, worker_programs
 from service.telemetry.endpoint import Answers, Endpoint
 from service.telemetry.figures import ENGINE_OUTCOMES, OUTCOMES, Work, WorkerFigures
+from service.worker import Stop, Worker
 from trtbuild.engine import EngineFailed, OutOfDeviceMemory, PrecisionLost
 
 ROOT = Path(__file__).parent.parent
@@ -212,6 +216,22 @@ def test_everything_that_is_told_of_the_work_is_shown_or_watched():
         *("denoise_jobs_claimed", "denoise_jobs_released", "denoise_job_wait_seconds", "denoise_job_run_seconds"),
         *("denoise_jobs_webhooks_retried", "denoise_jobs_expired"),
     }
+
+
+def test_the_operators_object_holds_the_same_rules():
+    spec = yaml.safe_load((MONITORING / "prometheusrule.yaml").read_text())["spec"]
+    files = [yaml.safe_load((MONITORING / name).read_text()) for name in ("rules.yml", "alerts.yml")]
+    assert spec["groups"] == [group for file in files for group in file["groups"]]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders what it would apply")
+def test_rules_and_dashboard_can_be_applied_to_a_cluster():
+    command = ["kubectl", "kustomize", str(MONITORING)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    made = {document["kind"]: document for document in yaml.safe_load_all(text)}
+    assert set(made) == {"PrometheusRule", "ConfigMap"}
+    assert made["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(made["ConfigMap"]["data"]["quietframe.json"])["uid"] == "quietframe"
 
 
 def test_recorded_names_say_level_metric_and_operation():
@@ -423,6 +443,36 @@ def test_a_port_that_is_taken_is_said_before_a_worker_starts(tmp_path):
         with pytest.raises(CannotStart, match=f"worker 0 cannot tell its figures on 127.0.0.1:{port}"):
             check_ports_of(worker_programs(settings, "redis://h"), settings)
     check_ports_of(worker_programs(settings, "redis://h"), settings)
+
+
+def test_a_slot_that_looks_for_jobs_no_more_is_told_to_the_probe(tmp_path, monkeypatch):
+    port = free_port()
+    worker = Worker(Settings(data_dir=tmp_path, worker_metrics_port=port), "redis://nowhere")
+    stop = Stop()
+
+    def asked(path: str) -> int:
+        return httpx.get(f"http://127.0.0.1:{port}/{path}", timeout=60).status_code
+
+    with worker.endpoint(stop):
+        assert (asked("livez"), asked("readyz")) == (200, 503)  # it lives, and its models are not there yet
+        worker._looked[0] = time.monotonic()
+        assert (asked("livez"), asked("readyz")) == (200, 200)
+        monkeypatch.setattr("service.worker.STUCK_S", -1.0)
+        assert asked("livez") == 503
+        stop.ask(0)
+        assert (asked("livez"), asked("readyz")) == (200, 503)  # a slot that has ended looks for nothing
+    with pytest.raises(httpx.TransportError):
+        asked("livez")
+
+
+def test_a_worker_whose_port_is_taken_meanwhile_works_without(tmp_path, caplog):
+    with socket.socket() as other:
+        port = free_port()
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        worker = Worker(Settings(data_dir=tmp_path, worker_metrics_port=port), "redis://nowhere")
+        with worker.endpoint(Stop()):
+            assert f"this worker's figures are not to be had: port {port}" in caplog.text
 
 
 # --- in a service of real processes

@@ -3,12 +3,13 @@
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -149,11 +150,20 @@ def eventually(look: Callable[[], _T | None]) -> _T:
     return found
 
 
+def two_ports() -> int:
+    """A port where nobody listens, nor on the next one."""
+    while True:
+        port = free_port()
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port + 1))
+            return port
+
+
 @contextmanager
 def watched_service(data_dir: Path) -> Iterator[Watched]:
     collector = Collector()
     data_dir.mkdir(parents=True, exist_ok=True)
-    worker_port = free_port()
+    worker_port = two_ports()
     said = {
         "WORKERS": 2,
         "THREADS": 1,
