@@ -17,9 +17,12 @@ from trtbuild.export import export_stage
 DENOISERS: dict[str, DenoiserSpec] = {
     name: spec for name, spec in DESCRIBED.items() if name in WIRINGS and not name.endswith(".paper")
 }
-# Every stage once, with a denoiser that it belongs to.
+# Every stage once, with a denoiser that it belongs to. Of networks that differ in what they were taught, one is enough.
 STAGES: dict[str, tuple[DenoiserSpec, StageSpec]] = {
-    stage.name: (spec, stage) for spec in DENOISERS.values() for stage in spec.stages
+    stage.name: (spec, stage)
+    for name, spec in DENOISERS.items()
+    if not any(WIRINGS[name] == WIRINGS[before] for before in list(DENOISERS)[: list(DENOISERS).index(name)])
+    for stage in spec.stages
 }
 NO_SIGMA = torch.zeros(1)  # what a blind network is told of one example
 

@@ -35,3 +35,16 @@ def test_links_in_the_docs_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_architecture_names_every_part_of_the_service_and_none_that_is_gone():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"\b(?:service|trtbuild|models)(?:\.\w+)+", page))
+    for name in named:
+        place = ROOT.joinpath(*name.split("."))
+        assert place.is_dir() or place.with_suffix(".py").exists(), f"{name} is not there"
+    parts = {
+        path.stem for path in (ROOT / "service").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    told = {name.split(".")[1] for name in named if name.startswith("service.")}
+    assert parts - told == {"__init__", "__main__"}
