@@ -32,7 +32,8 @@ Pixels = NDArray[Any]  # of uint8, uint16 or float32, by the picture; nothing el
 _JPEG_QUALITY = 95
 _WEBP_QUALITY = 90
 _AVIF_QUALITY = 90
-_AVIF_SPEED = 8  # of 10
+# Measured on a 768x512 photograph, one busy core: 0.55 s, 159 kB and 40.9 dB so, 3.0 s, 155 kB and 41.1 dB at 8.
+_AVIF_SPEED = 9
 # What a JPEG segment holds, less its length field and the name each kind begins with.
 _JPEG_ROOM = {"exif": 65533 - 6, "icc": 65533 - 14, "xmp": 65533}
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"

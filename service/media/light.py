@@ -6,6 +6,7 @@ and taken back; a value that the network left as it was is the stored one again,
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ _FAINT = 1 / 32  # a picture that is nowhere brighter has a scale of its own
 _LINEAR_GAMMA = (0.95, 1.05)
 _ICC_CURVES = (b"rTRC", b"gTRC", b"bTRC", b"kTRC")
 _MOST_ICC_TAGS = 256
+_ROWS = 64  # taken at a time: what is computed on the way takes as much memory as they do, several times
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,12 @@ class Scale:
 
     def seen(self, stored: Values) -> NDArray[np.float32]:
         """[0, 1], float32; what is not finite is black."""
+        made = np.empty(stored.shape, np.float32)
+        for rows in _bands(len(stored)):
+            made[rows] = self._seen(stored[rows])
+        return made
+
+    def _seen(self, stored: Values) -> NDArray[np.float32]:
         seen = stored.astype(np.float32)
         if stored.dtype.kind != "u":
             np.nan_to_num(seen, copy=False, nan=self.black, posinf=self.white, neginf=self.black)
@@ -54,6 +62,12 @@ class Scale:
             Of the type of `was`. Where nothing was changed, and where `was` lies above white or is no number, it is
             `was` itself.
         """
+        made = np.empty_like(was)
+        for rows in _bands(len(was)):
+            made[rows] = self._stored(restored[rows], seen[rows], was[rows])
+        return made
+
+    def _stored(self, restored: NDArray[np.float32], seen: NDArray[np.float32], was: Values) -> Values:
         light = decoded(restored) if self.is_linear else restored.copy()
         light *= np.float32((self.white - self.black) * self.most)
         light += np.float32(self.black * self.most)
@@ -70,7 +84,9 @@ class Scale:
         """Whether a picture has values that `seen` cuts off."""
         if stored.dtype.kind == "u":
             return False
-        return not bool(np.all((stored >= self.black) & (stored <= self.white)))
+        return any(
+            not np.all((stored[rows] >= self.black) & (stored[rows] <= self.white)) for rows in _bands(len(stored))
+        )
 
 
 def scale_of(pixels: Values, *, is_linear: bool) -> Scale | None:
@@ -92,6 +108,10 @@ def scale_of(pixels: Values, *, is_linear: bool) -> Scale | None:
     if not white - black > 1e-30 or not white - black < 1e30:  # one value everywhere, or beyond what float32 can scale
         return Scale(is_linear)
     return Scale(is_linear, black, white)
+
+
+def _bands(rows: int) -> Iterator[slice]:
+    return (slice(first, first + _ROWS) for first in range(0, rows, _ROWS))
 
 
 def encoded(light: NDArray[np.float32]) -> NDArray[np.float32]:
