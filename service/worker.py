@@ -125,7 +125,7 @@ class Worker:
             yield
             return
         answers = Answers(
-            figures=self._figures.exposition,
+            figures=partial(self._exposition, stop),
             alive=partial(self._what_is_wrong, stop),
             ready=partial(self._what_is_awaited, stop),
         )
@@ -137,6 +137,10 @@ class Worker:
             return
         with opened:
             yield
+
+    def _exposition(self, stop: Stop, accept: str | None) -> tuple[bytes, str]:
+        self._figures.is_ready(self._what_is_awaited(stop) is None)
+        return self._figures.exposition(accept)
 
     def _what_is_wrong(self, stop: Stop) -> str | None:
         """For the probe that has a worker killed: never about the broker."""

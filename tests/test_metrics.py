@@ -457,10 +457,12 @@ def test_a_slot_that_looks_for_jobs_no_more_is_told_to_the_probe(tmp_path, monke
         assert (asked("livez"), asked("readyz")) == (200, 503)  # it lives, and its models are not there yet
         worker._looked[0] = time.monotonic()
         assert (asked("livez"), asked("readyz")) == (200, 200)
+        assert value(httpx.get(f"http://127.0.0.1:{port}/metrics").text, "denoise_worker_ready") == 1
         monkeypatch.setattr("service.worker.STUCK_S", -1.0)
         assert asked("livez") == 503
         stop.ask(0)
         assert (asked("livez"), asked("readyz")) == (200, 503)  # a slot that has ended looks for nothing
+        assert value(httpx.get(f"http://127.0.0.1:{port}/metrics").text, "denoise_worker_ready") == 0
     with pytest.raises(httpx.TransportError):
         asked("livez")
 

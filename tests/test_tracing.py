@@ -87,6 +87,19 @@ def test_an_image_over_grpc_is_one_trace_too(watched: Watched) -> None:
     assert work.attributes["quietframe.job"] == answer.job.id
 
 
+def test_all_pictures_of_an_inference_are_in_its_trace(watched: Watched) -> None:
+    above = caller()
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 24, 32, 3), dtype=np.uint8)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+    with watched.client() as client:
+        url = "/v2/models/nlm/infer"
+        answer = client.post(url, json={"inputs": [tensor]}, headers={"traceparent": str(above)})
+    assert answer.status_code == 200, answer.text
+    spans = watched.collector.spans_of(above.trace_id, lambda spans: len(processed(spans)) == 2)
+    jobs = {span.attributes["quietframe.job"] for span in processed(spans)}
+    assert jobs == set(answer.json()["parameters"]["jobs"].split(","))
+
+
 def test_all_parts_of_a_video_and_their_joining_are_in_its_trace(watched: Watched) -> None:
     above = caller()
     with watched.client() as client:

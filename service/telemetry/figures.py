@@ -153,13 +153,15 @@ class WorkerFigures:
         """Whether any slot has a job."""
         return self._busy.is_any
 
+    def is_ready(self, ready: bool) -> None:
+        self._ready.set(ready)
+
     def begin(self, slots: Mapping[int, Sequence[str]]) -> None:
-        """The worker is warm and takes jobs from now on.
+        """The worker takes jobs from now on.
 
         Args:
             slots: number -> its lanes. Counters of all of them are told from zero: a rate has to see where it began.
         """
-        self._ready.set(1)
         self._busy.begin(slots)
         for lane in {lane for lanes in slots.values() for lane in lanes}:
             self._waited.labels(lane)
