@@ -81,7 +81,7 @@ def _tiffs() -> Iterator[Attack]:
     yield Attack("a TIFF whose pages go round", IMAGE, bytes(ring), (422,))
     yield Attack("a TIFF of 1001 pages", IMAGE, photo_pages(1001), (422,))
     yield Attack("a TIFF of many pages that share their pixels", IMAGE, photo_pages(900, 400, 400), (413,))
-    yield Attack("a TIFF of floats that inflates to 256 megabytes", IMAGE, _floats(8000, 8000, zeros(256 << 20)), (422,))
+    yield Attack("a TIFF of floats, 256 megabytes of them", IMAGE, _floats(8000, 8000, zeros(256 << 20)), (422,))
     yield Attack(
         "a TIFF of one tile larger than all", IMAGE, _floats(64, 64, b"", {322: 1 << 30, 323: 1 << 30}), (422,)
     )
