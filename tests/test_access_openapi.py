@@ -8,6 +8,7 @@ import schemathesis
 from api_support import PlayedWorker, served
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from redis import Redis
 from schemathesis.checks import CHECKS, load_all_checks
 
 from service.access.keys import Scope, add_key, new_key
@@ -21,6 +22,8 @@ EXCLUDED = ["positive_data_acceptance", "negative_data_rejection", "unsupported_
 
 @pytest.fixture(scope="module")
 def place(redis_url, tmp_path_factory):
+    with Redis.from_url(redis_url) as link:
+        link.flushall()  # jobs of other tests have their blobs elsewhere
     data_dir = tmp_path_factory.mktemp("openapi")
     key, token = new_key("fuzz", list(Scope))
     add_key(data_dir / "keys.json", key)
