@@ -302,7 +302,7 @@ class Progress(_message.Message):
     def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ..., unit: _Optional[str] = ..., rate: _Optional[float] = ..., eta_seconds: _Optional[float] = ...) -> None: ...
 
 class Input(_message.Message):
-    __slots__ = ("content_type", "bytes", "width", "height", "frames", "frame_rate", "has_audio", "lost", "codec", "bit_depth")
+    __slots__ = ("content_type", "bytes", "width", "height", "frames", "frame_rate", "has_audio", "lost", "codec", "bit_depth", "pages")
     CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -313,6 +313,7 @@ class Input(_message.Message):
     LOST_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     BIT_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
     content_type: str
     bytes: int
     width: int
@@ -323,7 +324,8 @@ class Input(_message.Message):
     lost: _containers.RepeatedScalarFieldContainer[str]
     codec: str
     bit_depth: int
-    def __init__(self, content_type: _Optional[str] = ..., bytes: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., frames: _Optional[int] = ..., frame_rate: _Optional[str] = ..., has_audio: _Optional[bool] = ..., lost: _Optional[_Iterable[str]] = ..., codec: _Optional[str] = ..., bit_depth: _Optional[int] = ...) -> None: ...
+    pages: int
+    def __init__(self, content_type: _Optional[str] = ..., bytes: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., frames: _Optional[int] = ..., frame_rate: _Optional[str] = ..., has_audio: _Optional[bool] = ..., lost: _Optional[_Iterable[str]] = ..., codec: _Optional[str] = ..., bit_depth: _Optional[int] = ..., pages: _Optional[int] = ...) -> None: ...
 
 class Metrics(_message.Message):
     __slots__ = ("psnr_db", "ssim", "input_psnr_db", "sigma_estimate", "input_noise_estimate", "output_noise_estimate", "psnr_estimate_db", "psnr_estimate_error_db", "seconds")
