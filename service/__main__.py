@@ -161,7 +161,7 @@ def worker_process(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None
 @app.command()
 def health(
     part: Annotated[str, typer.Argument(metavar="api|worker", help="What runs here.")],
-    ready: Annotated[bool, typer.Option("--ready", help="Whether it takes work, and not only whether it lives.")] = False,
+    ready: Annotated[bool, typer.Option("--ready", help="Whether it takes work, not only whether it lives.")] = False,
 ) -> None:
     """Ask the API or the workers of this machine how they are; status 1 if not well. For health checks."""
     from service.health import check
