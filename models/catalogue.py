@@ -491,6 +491,7 @@ DEFORM2D_KNOWN = _kernels(
     parameters=1_103_341,
     macs_per_pixel=138_780,
     sigma=_TRAINED_SIGMA,
+    shipped=True,
 )
 DEFORM2D_PAPER = _kernels(
     "deform2d.paper",
