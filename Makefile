@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 FUZZ_SECONDS ?= 60
+JOBS ?= 2
 
 .PHONY: help demo serve test chaos metrics-check image-check k8s-check fuzz check format graphs protos clean
 
@@ -29,8 +30,9 @@ demo: $(VENV)/light
 serve: $(VENV)/light
 	$(BIN)/quietframe serve
 
+# Two files at a time: half of the tests wait for processes, the other half computes.
 test: $(VENV)/full
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
 chaos: $(VENV)/full
 	PYTHONPATH=tests $(BIN)/python -m chaos $(CHAOS)
