@@ -1,6 +1,7 @@
 """Does every backend run every stage as the float32 reference does?"""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -362,3 +363,19 @@ print(caught)
     root = Path(__file__).parent.parent
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert ran.stdout.split("\n")[:2] == ["True", "[1]"]
+
+
+def test_nobody_is_told_that_engines_are_used(tmp_path):
+    """OpenVINO's import writes an identity into the home folder and sends it off, unless its reporter is not there."""
+    told = "import trtbuild.openvino_engine, trtbuild.quantise, nncf, sys; print(sys.modules['openvino_telemetry'])"
+    run = subprocess.run(
+        [sys.executable, "-c", told],
+        env={**os.environ, "HOME": str(tmp_path), "CI": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert run.stdout.strip() == "None"
+    assert not list(tmp_path.rglob("*openvino*"))
+    assert not list(tmp_path.rglob("*intel*"))
