@@ -329,7 +329,7 @@ class Fleet:
             self.told.megapixels += self._images.megapixels
             if step.counted:
                 waited_s = self._now - step.came - step.engine_s - self._images.beside_s
-                self.told.image_waits_s.append(round(waited_s, 6))  # what is left of sums is not a wait
+                self.told.image_waits_s.append(max(0.0, round(waited_s, 6)))  # what sums leave over is no wait
             self._end_job()
         else:
             self._video_goes_on(step)
