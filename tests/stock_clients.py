@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 MODEL = "auto"
+LED = {"told": "dncnn.known"}  # by sigma; what auto takes for an image is blind
 
 
 def inputs_of(kind, *arrays, **how):
@@ -90,17 +91,19 @@ def main(http, grpc, folder):
     with over_http.InferenceServerClient(http) as client:
         told["http"] = told_by(client, over_http)
         for name, arrays in shapes(pixels, picture).items():
-            answer = client.infer(MODEL, inputs_of(over_http, *arrays), request_id="seven")
+            answer = client.infer(LED.get(name, MODEL), inputs_of(over_http, *arrays), request_id="seven")
             answers[f"http {name}"] = answer.as_numpy("restored")
         told["answer"] = answer.get_response()
         for name in ("uint8", "fp32", "told"):
             (made, *more) = inputs_of(over_http, *shapes(pixels, picture)[name], binary_data=False)
             wanted = [over_http.InferRequestedOutput("restored", binary_data=False)]
-            answers[f"json {name}"] = client.infer(MODEL, [made, *more], outputs=wanted).as_numpy("restored")
+            answer = client.infer(LED.get(name, MODEL), [made, *more], outputs=wanted)
+            answers[f"json {name}"] = answer.as_numpy("restored")
     with over_grpc.InferenceServerClient(grpc) as client:
         told["grpc"] = told_by(client, over_grpc)
         for name, arrays in shapes(pixels, picture).items():
-            answers[f"grpc {name}"] = client.infer(MODEL, inputs_of(over_grpc, *arrays)).as_numpy("restored")
+            answer = client.infer(LED.get(name, MODEL), inputs_of(over_grpc, *arrays))
+            answers[f"grpc {name}"] = answer.as_numpy("restored")
     (uint8,) = shapes(pixels, picture)["uint8"]
     answers["grpc aio"] = asyncio.run(by_aio(over_grpc_aio, grpc, inputs_of(over_grpc, uint8)))
     answers["http aio"] = asyncio.run(by_aio(over_http_aio, http, inputs_of(over_http, uint8)))

@@ -84,7 +84,9 @@ def test_stock_clients_get_the_pixels_that_rest_gives(service, stock, pixels, do
     np.testing.assert_array_equal(answers[f"{door} aio"], restored[None])
     np.testing.assert_array_equal(answers[f"{door} planes"], restored.transpose(2, 0, 1))
     np.testing.assert_array_equal(answers[f"{door} grey"], by_rest(service, pixels[:, :, 0]))
-    np.testing.assert_array_equal(answers[f"{door} told"], by_rest(service, pixels, sigma=25))
+    by_sigma = [by_rest(service, pixels, sigma=sigma, model="dncnn.known") for sigma in (25, 50)]
+    assert (by_sigma[0] != by_sigma[1]).any()
+    np.testing.assert_array_equal(answers[f"{door} told"], by_sigma[0])
     np.testing.assert_array_equal(answers[f"{door} two"], [restored, by_rest(service, pixels[::-1])])
 
 
@@ -181,6 +183,19 @@ def test_kserve_s_wire_format_with_a_file_in_base64(service, pixels):
     assert (job["options"]["sigma"], job["options"]["strength"], job["model"]) == (20, 0.5, "dncnn")
 
 
+def test_a_fraction_may_be_told_as_text(service, stub, pixels):
+    """KServe's gRPC client has no other way: its messages know parameters that are true, whole, or text."""
+    tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=pixels.shape)
+    asked = pb.ModelInferRequest(model_name="dncnn.known", inputs=[tensor], raw_input_contents=[pixels.tobytes()])
+    asked.parameters["sigma"].string_param = "12.5"
+    asked.parameters["strength"].string_param = "0.5"
+    answer = stub.ModelInfer(asked)
+    options = service.get(f"/jobs/{answer.parameters['jobs'].string_param}").json()["options"]
+    assert (options["sigma"], options["strength"]) == (12.5, 0.5)
+    made = np.frombuffer(answer.raw_output_contents[0], np.uint8).reshape(pixels.shape)
+    np.testing.assert_array_equal(made, by_rest(service, pixels, model="dncnn.known", sigma=12.5, strength=0.5))
+
+
 def image(**changes):
     return {"name": "image", "datatype": "UINT8", "shape": [2, 2], "data": [1, 2, 3, 4]} | changes
 
@@ -211,7 +226,9 @@ def image(**changes):
         ({"inputs": [image(data=None, parameters={"binary_data_size": 4})]}, 422, "take 4 bytes"),
         ({"inputs": [image()], "outputs": [{"name": "clean"}]}, 422, "the outputs asked for are clean"),
         ({"inputs": [image()], "parameters": {"sigma": "much"}}, 422, "sigma is 'much'"),
+        ({"inputs": [image()], "parameters": {"sigma": "nan"}}, 422, "sigma is 'nan'"),
         ({"inputs": [image()], "parameters": {"sigma": 900}}, 422, "0 to 55"),
+        ({"inputs": [image()], "parameters": {"sigma": "900.5"}}, 422, "0 to 55"),
         ({"inputs": [image()], "parameters": {"format": "png"}}, 422, "format is for files"),
         ({"inputs": [image()], "parameters": {"timeout": -1}}, 422, "timeout is '-1'"),
         (

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import math
+import re
 
 from service.asking import answer_of
 from service.errors import BadInput
@@ -13,6 +14,7 @@ from service.oip.messages import IMAGE, RESTORED, SIGMA, VERSION, Parameter, Req
 from service.services import Services
 
 _OURS = {"sigma", "strength", "format", "quality"}
+_DECIMAL = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 _LARGEST = 1 << 63  # of a parameter: JSON knows no bound, and what is larger is no float
 _OF_THE_PROTOCOL = {
     *("timeout", "priority", "binary_data_output", "sequence_id", "sequence_start", "sequence_end"),
@@ -78,6 +80,9 @@ def _options_of(parameters: dict[str, Parameter], *, encoded: bool) -> Options:
     said = {name: parameters[name] for name in _OURS if name in parameters}
     for name in ("sigma", "strength", "quality"):
         value = said.get(name, 0)
+        if isinstance(value, str) and _DECIMAL.fullmatch(value):
+            # KServe's messages hold no fractions: from its gRPC client they come as text.
+            value = said[name] = float(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
             raise BadInput(f"parameter {name} is {str(value)[:40]!r}; it is a number")
     if int(said.get("quality", 0)) != said.get("quality", 0):
