@@ -7,8 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 FUZZ_SECONDS ?= 60
 JOBS ?= 2
+KSERVE ?= 0.21.0
 
-.PHONY: help demo serve test chaos metrics-check image-check k8s-check fuzz check format graphs protos clean
+.PHONY: help demo serve test chaos metrics-check kserve-check image-check k8s-check fuzz check format graphs protos clean
 
 help:
 	@echo "make demo    install, serve, denoise a photo and a clip over HTTP, show the result, stop"
@@ -16,6 +17,7 @@ help:
 	@echo "make test    install everything, run the tests"
 	@echo "make chaos   kill, stop, cut off and fill up the service at work, and see that nothing is lost"
 	@echo "make metrics-check  promtool over rules and alerts, and a real Prometheus over the service under load"
+	@echo "make kserve-check  KServe's own clients, in an environment of their own, against the service"
 	@echo "make image-check  build the images api and worker-cpu without Docker (as root: buildah, debootstrap) and use them"
 	@echo "make k8s-check  render the Kubernetes overlays with kubectl and hold them against the schemas"
 	@echo "make fuzz    feed spoilt files to the decoders for FUZZ_SECONDS (60)"
@@ -44,6 +46,16 @@ metrics-check: $(VENV)/full
 	  mkdir -p $(VENV)/prometheus && cd $(VENV)/prometheus && apt-get download prometheus && dpkg-deb -x prometheus_*.deb . \
 	  || { echo "apt-get cannot fetch it: as root, apt-get update and apt-get install prometheus"; exit 1; }; }
 	$(BIN)/python -m pytest -m prometheus tests/test_metrics_live.py tests/test_compose.py
+
+# KServe's package wants protobuf below 7 and our generated code 7, so it is installed apart; KSERVE names its version.
+kserve-check: $(VENV)/full $(VENV)/kserve/$(KSERVE)
+	$(BIN)/python -m pytest -m kserve tests/test_kserve.py
+
+$(VENV)/kserve/$(KSERVE): | $(VENV)/python
+	rm -rf $(VENV)/kserve
+	$(BIN)/python -m venv $(VENV)/kserve
+	$(VENV)/kserve/bin/python -m pip --disable-pip-version-check install --quiet kserve==$(KSERVE)
+	@touch $@
 
 # As root, with buildah and, where IMAGES does not name a base, debootstrap: IMAGES='--base python:3.11-slim'.
 image-check: $(VENV)/full
