@@ -4,7 +4,10 @@ import base64
 import contextlib
 import filecmp
 import hashlib
+import json
 import socket
+import subprocess
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -433,6 +436,24 @@ def test_whoever_asks_is_shown_the_services_and_their_messages(running):
     service = DescriptorPool(shown).FindServiceByName(DENOISER)
     assert "DenoiseImage" in service.methods_by_name
     assert service.methods_by_name["SubmitVideo"].input_type.full_name == "quietframe.v1.SubmitVideoRequest"
+
+
+def test_a_program_that_knows_no_proto_of_ours_lists_the_services_and_calls_one(rest, worker):
+    """`buf curl`, of the wheel `buf-bin`: it has all that it knows from reflection, as grpcurl has."""
+    address = f"http://127.0.0.1:{rest.get('/').json()['grpc_port']}"
+
+    def curl(url, *more):
+        command = [Path(sysconfig.get_path("scripts")) / "buf", "curl", "--http2-prior-knowledge", "--protocol", "grpc"]
+        ran = subprocess.run([*command, *more, url], capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    assert {DENOISER, "inference.GRPCInferenceService"} <= set(curl(address, "--list-services").split())
+    assert f"{DENOISER}/DenoiseStream" in curl(address, "--list-methods").split()
+    asked = json.dumps({"image": base64.b64encode(NOISY).decode()})
+    answer = json.loads(curl(f"{address}/{DENOISER}/DenoiseImage", "--data", asked))
+    assert base64.b64decode(answer["image"]) == inverted(NOISY)
+    assert answer["job"]["state"] == "JOB_STATE_SUCCEEDED"
 
 
 def test_a_taken_port_is_one_clear_message(settings):
