@@ -15,7 +15,7 @@ from service.job import Options
 from service.pipeline.denoiser import Denoiser, to_planes
 from service.pipeline.halves import side_by_side, turned_by
 from service.pipeline.images import denoise_image
-from service.pipeline.probing import PLACES, SIDE_PX, places_in, probe_picture, probe_window
+from service.pipeline.probing import PLACES, SIDE_PX, places_in, probe_picture, probe_window, textures_seen
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
 
@@ -123,7 +123,7 @@ def test_only_the_frame_in_the_middle_of_a_window_is_changed():
     engines = [Passing(stage) for stage in FITVNET.stages]
     passing = Denoiser(FITVNET, engines, tile_px=512)
     frames = [np.full((3, 64, 64), 0.1 * (index + 1), np.float32) for index in range(5)]
-    probe_window(passing, [frames], STEADY, sigma=None, seed=0)
+    probe_window(passing, [frames], STEADY, textures_seen(frames[1]), sigma=None, seed=0)
     spatial = engines[0].seen
     assert len(spatial) == 10  # five frames, twice
     changed = [bool(np.ptp(planes)) for planes in spatial]

@@ -69,11 +69,18 @@ def probe_picture(
     for number, place in enumerate(places_in(*pixels.shape[:2])):
         noisy = to_planes(pixels[place.rows, place.columns])
         probes.append(_probe(denoiser, [noisy], noise, sigma, number, is_grey, urgency))
-    return evidence_of(probes, noise, _textures_of(pixels, is_grey))
+    bands = (to_planes(pixels[rows]) for rows in _bands(*pixels.shape[:2]))
+    return evidence_of(probes, noise, np.concatenate([textures(band[:1] if is_grey else band) for band in bands]))
 
 
 def probe_window(
-    denoiser: Denoiser, windows: Sequence[Sequence[Array]], noise: NoiseLevel, *, sigma: float | None, seed: int
+    denoiser: Denoiser,
+    windows: Sequence[Sequence[Array]],
+    noise: NoiseLevel,
+    everywhere: Array,
+    *,
+    sigma: float | None,
+    seed: int,
 ) -> Evidence:
     """What a few places of a frame tell about its result.
 
@@ -81,6 +88,7 @@ def probe_window(
         denoiser: of windows of `spec.frames` frames.
         windows: for each place, the frames around the one in question, cut to it: [3, H, W] each, oldest first.
         noise: measured in that frame.
+        everywhere: `textures_seen` in the whole frame.
         sigma: as the denoiser was told it, on the scale [0, 1].
         seed: of the change.
     """
@@ -88,7 +96,7 @@ def probe_window(
         _probe(denoiser, window, noise, sigma, seed + number, False, Urgency.VIDEO)
         for number, window in enumerate(windows)
     ]
-    return evidence_of(probes, noise)
+    return evidence_of(probes, noise, everywhere, frames=denoiser.spec.frames)
 
 
 def noise_told(noise: NoiseLevel) -> NoiseEstimate:
@@ -132,16 +140,20 @@ def _probe(
     return Probe(noisy, change, restored(window[middle] + change), restored(window[middle] - change))
 
 
-def _textures_of(pixels: Pixels, is_grey: bool) -> Array:
-    """Of rows of blocks spread over the picture."""
-    height, width = pixels.shape[:2]
+def textures_seen(planes: Array) -> Array:
+    """What a frame consists of, judged by bands spread over it.
+
+    Args:
+        planes: [C, H, W], noisy.
+    """
+    return np.concatenate([textures(planes[:, rows]) for rows in _bands(*planes.shape[1:])])
+
+
+def _bands(height: int, width: int) -> list[slice]:
+    """Rows of blocks spread over a picture."""
     bands = max(1, height // _SEEN_ROWS)
     step = max(1, -(-bands * _SEEN_ROWS * width // _MOST_SEEN))
-    seen = []
-    for band in range(0, bands, step):
-        planes = to_planes(pixels[band * _SEEN_ROWS : (band + 1) * _SEEN_ROWS])
-        seen.append(textures(planes[:1] if is_grey else planes))
-    return np.concatenate(seen)
+    return [slice(band * _SEEN_ROWS, (band + 1) * _SEEN_ROWS) for band in range(0, bands, step)]
 
 
 def _spread(length: int, count: int) -> list[slice]:

@@ -10,7 +10,7 @@ from models.noise_level import QUICK_BLOCKS, NoiseLevel, measure_noise
 from models.quality_estimate import Evidence
 from service.job import Metrics, Options, Part, Sampled
 from service.pipeline.denoiser import Denoiser, Pixels
-from service.pipeline.probing import Place, noise_told, places_in, probe_window, psnr_told
+from service.pipeline.probing import Place, noise_told, places_in, probe_window, psnr_told, textures_seen
 from trtbuild.engine import Array
 
 _EVERY = 24  # frames; noise is measured in one of them
@@ -35,6 +35,7 @@ class Sampler:
         self._places: list[Place] = []
         self._stride = 0
         self._cuts: dict[int, list[Array]] = {}  # of the places looked at, the frames of a window so far
+        self._everywhere: Array = np.zeros(0, np.float32)  # what the frame looked at consists of
         self._noise: dict[int, NoiseLevel] = {}  # of frames whose result is still to come
         self._last: NoiseLevel | None = None
         self._probed = 0
@@ -68,10 +69,13 @@ class Sampler:
             self._cuts = {number: [] for number in numbers}
         for number, cuts in self._cuts.items():
             cuts.append(self._places[number].of(planes).copy())
+        if offset == 0:
+            self._everywhere = textures_seen(planes)
         if offset == self._reach and self._cuts and self._last:
             windows = list(self._cuts.values())
+            seed = _PLACES * self._probed
             self._evidence.add(
-                probe_window(self._denoiser, windows, self._last, sigma=self._sigma, seed=_PLACES * self._probed)
+                probe_window(self._denoiser, windows, self._last, self._everywhere, sigma=self._sigma, seed=seed)
             )
             self._cuts = {}
             self._probed += 1
