@@ -11,7 +11,7 @@ from models.errors import QuietframeError
 from service.errors import BadInput, UnknownFormat
 from service.frames import Form
 from service.job import Metrics
-from service.media.formats import VIDEOS, container_for
+from service.media.formats import BECOMES, IMAGES, VIDEOS, container_for
 from service.media.sniff import HEAD_BYTES, content_type_of
 
 FORMATS = {  # of the target's suffix
@@ -152,6 +152,8 @@ def _task(source: Path, target: Path, reference: Path | None, codec: str | None)
         )
     form = "same" if suffix == source.suffix.lower() else FORMATS[suffix]
     task = Task(source, target, reference, content_type, form)
+    if form == "same" and content_type in BECOMES:
+        return Task(source, target.with_suffix(IMAGES[BECOMES[content_type]].suffix), reference, content_type, form)
     if task.kind == "video" and form == "same":
         container = container_for(form, content_type, codec)
         if FORMATS.get(suffix) != container:  # AVI, say, is read and not written

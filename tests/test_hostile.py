@@ -192,7 +192,7 @@ def test_a_polyglot_comes_back_as_nothing_but_a_picture(service):
     assert b"PK\3\4" not in answer.content
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP", "BMP", "AVIF"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP", "BMP", "AVIF", "HEIF"])
 def test_a_picture_cut_at_any_kilobyte_is_refused_or_shown_as_far_as_it_goes(service, form):
     whole = photo(form, 48)
     with service.client() as client:

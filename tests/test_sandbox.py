@@ -130,7 +130,7 @@ def test_what_is_confined_can_reach_nothing_and_still_works():
 
 
 def test_a_picture_decoded_there_is_the_one_decoded_here(tmp_path):
-    for form in ("PNG", "JPEG", "TIFF", "WEBP", "BMP"):
+    for form in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "HEIF"):
         path = tmp_path / form
         path.write_bytes(photo(form))
         ours, theirs = here.read_image(path, LIMITS), read_image(path, LIMITS)

@@ -86,7 +86,7 @@ def test_each_video_format_is_known_by_its_bytes(head, content_type):
         b"BMW is a car maker",
         b"Good morning. " * 100,
         b"free beer, skip it",
-        b"\0\0\0\x1cftypheic",
+        b"\0\0\0\x1cftypcrx ",
         b"RIFF\0\0\0\0WAVEfmt ",
         b"%PDF-1.7",
     ],
@@ -97,7 +97,7 @@ def test_text_playlists_and_other_files_are_of_no_known_type(head):
 
 def test_an_unknown_file_is_refused_with_its_first_bytes_and_what_is_accepted():
     with pytest.raises(
-        UnknownFormat, match=r"starts with 47 49 46 38 .* accepted are PNG, JPEG, WebP, TIFF, AVIF, BMP"
+        UnknownFormat, match=r"starts with 47 49 46 38 .* accepted are PNG, JPEG, WebP, TIFF, AVIF, BMP, HEIC"
     ):
         facts(b"GIF89a" + bytes(100))
 
@@ -165,9 +165,11 @@ def test_an_avif_of_many_pictures_is_refused():
         facts(made.getvalue())
 
 
-def test_an_avif_by_another_name_is_known_and_heic_is_not():
+def test_an_avif_or_a_heic_by_another_name_is_known():
     assert content_type_of(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf") == "image/avif"
-    assert content_type_of(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic") is None
+    assert content_type_of(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic") == "image/heic"
+    assert content_type_of(b"\0\0\0\x18ftypmsf1\0\0\0\0msf1hevc") == "image/heic"
+    assert content_type_of(b"\0\0\0\x14ftypmif1\0\0\0\0mif1") is None
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

@@ -37,6 +37,7 @@ IMAGES: dict[str, ContainerSpec] = {
     "avif": ContainerSpec(content_type="image/avif", suffix=".avif"),
     "bmp": ContainerSpec(content_type="image/bmp", suffix=".bmp"),  # not to be asked for: only what `same` keeps
 }
+BECOMES = {"image/heic": "avif"}  # what is read and not written, and what is nearest to it
 IMAGE_FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
 
 CODECS: dict[str, CodecSpec] = {
@@ -117,10 +118,12 @@ def video_output(source: InputFacts, format: str, codec: str | None, crf: int | 
 
 
 def image_format_for(format: str, content_type: str) -> str:  # noqa: A002
-    """The key into `IMAGES` of a result; `same` is the input's own."""
+    """The key into `IMAGES` of a result; `same` is the input's own, or what is nearest to it."""
     _one_of("format", format, IMAGE_FORMATS)
     if format != "same":
         return format
+    if content_type in BECOMES:
+        return BECOMES[content_type]
     return next(name for name, spec in IMAGES.items() if spec.content_type == content_type)
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from service.errors import BadInput
 from service.media import blocks as beside
-from service.media import heif, light, tiff, tiff_samples
-from service.media.formats import IMAGES, image_format_for
+from service.media import heic, heif, light, tiff, tiff_samples
+from service.media.formats import BECOMES, IMAGES, image_format_for
 from service.media.held import Source
 from service.media.sniff import png_chunks, probe_image
 from service.settings import Settings
@@ -123,6 +123,8 @@ def read_image(path: Source, settings: Settings, page: int = 0) -> Picture:
         file.seek(0)
         data = bytearray(file.read())
     kind = facts.content_type
+    if kind == "image/heic":
+        return _of_heic(bytes(data), settings)
     directory = None
     if kind == "image/tiff":
         pages = tiff.pages_of(BytesIO(data))
@@ -215,6 +217,8 @@ def write_image(
     name = image_format_for(format, like.content_type)
     spec = IMAGES[name]
     lost = list(like.lost)
+    if format == "same" and like.content_type in BECOMES:
+        lost.append(f"{like.content_type.removeprefix('image/').upper()} as the format")
     if like.pages > 1 and name != "tiff":
         lost.append("pages after the first")
     meta = _fitting(like.metadata, name, like.is_grey and like.alpha is None, lost)
@@ -325,6 +329,23 @@ def _of_avif(data: bytearray, pixels: Pixels, alpha: Pixels | None, *, is_grey: 
         lost=() if head.is_plain or icc else ("colour space",),
         is_linear=bool(icc and light.profile_curve_is_linear(icc)),
         depth=depth,
+    )
+
+
+def _of_heic(data: bytes, settings: Settings) -> Picture:
+    still = heic.read_still(data, settings)
+    exif = still.exif
+    if tiff.orientation_of(exif) != still.orientation:  # what the container says is what counts
+        exif = tiff.with_orientation(exif, still.orientation)
+    return Picture(
+        pixels=still.pixels,
+        alpha=still.alpha,
+        is_grey=still.is_grey,
+        content_type="image/heic",
+        metadata=Metadata(exif=exif, xmp=still.xmp, icc=still.icc),
+        lost=still.lost if still.is_plain or still.icc else (*still.lost, "colour space"),
+        is_linear=bool(still.icc and light.profile_curve_is_linear(still.icc)),
+        depth=still.depth if still.depth > 8 else None,
     )
 
 

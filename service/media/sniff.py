@@ -39,7 +39,8 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     *((b"\0\0\0\1" + unit, "video/h265") for unit in (b"\x40\1", b"\x46\1")),
 )
 _AVIF_BRANDS = {b"avif", b"avis"}
-_STILL_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"crx "}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_STILL_BRANDS = {b"mif1", b"msf1", b"crx "}  # which codec, their other brands tell
 _BARE_QUICKTIME = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}  # first atoms of files older than `ftyp`
 _BMP_HEADERS = {12, 40, 52, 56, 64, 108, 124}  # sizes; "BM" alone also begins words
 
@@ -71,7 +72,7 @@ def content_type_of(head: bytes) -> str | None:
 def accepted(kind: str) -> str:
     """The formats read here, in words for a message."""
     if kind == "image":
-        return "PNG, JPEG, WebP, TIFF, AVIF, BMP"
+        return "PNG, JPEG, WebP, TIFF, AVIF, BMP, HEIC"
     return (
         "MP4, QuickTime, 3GP, Matroska, WebM, AVI, MPEG-TS, MPEG-PS, FLV, ASF, Ogg, MXF, DV, IVF, YUV4MPEG2, and bare "
         "MPEG-1, MPEG-2, H.264 and HEVC"
@@ -93,7 +94,8 @@ def probe_image(file: BinaryIO, settings: Settings) -> InputFacts:
     Raises:
         UnknownFormat: The bytes are in no image format that is read here.
         FrameTooLarge: More pixels than `max_image_pixels`, in all pages together, or a side no decoder takes.
-        BadInput: It is empty, its header is cut short or broken, or it moves (APNG, animated WebP, AVIF sequences).
+        BadInput: It is empty, its header is cut short or broken, or it moves (APNG, animated WebP, sequences of AVIF or
+            HEIC).
     """
     size = file.seek(0, 2)
     if not size:
@@ -107,6 +109,7 @@ def probe_image(file: BinaryIO, settings: Settings) -> InputFacts:
         "image/webp": _webp_size,
         "image/tiff": _tiff_size,
         "image/avif": _avif_size,
+        "image/heic": _heic_size,
         "image/bmp": _bmp_size,
     }.get(content_type or "")
     if measure is None or content_type is None:
@@ -252,6 +255,11 @@ def _avif_size(file: BinaryIO) -> tuple[int, int]:
     return head.width, head.height
 
 
+def _heic_size(file: BinaryIO) -> tuple[int, int]:
+    head = heif.read_head(file)
+    return head.crop[2:]
+
+
 def _bmp_size(file: BinaryIO) -> tuple[int, int]:
     file.seek(14)
     (header,) = struct.unpack("<I", file.read(4))
@@ -265,9 +273,13 @@ def _bmp_size(file: BinaryIO) -> tuple[int, int]:
 def _of_brand(brand: bytes, compatible: bytes) -> str | None:
     if brand in _AVIF_BRANDS:
         return "image/avif"
+    if brand in _HEIC_BRANDS:
+        return "image/heic"
     if brand in _STILL_BRANDS:
-        others = {compatible[at : at + 4] for at in range(0, len(compatible), 4)}
-        return "image/avif" if brand in (b"mif1", b"msf1") and others & _AVIF_BRANDS else None
+        others = {compatible[at : at + 4] for at in range(0, len(compatible), 4)} if brand != b"crx " else set()
+        if others & _AVIF_BRANDS:
+            return "image/avif"
+        return "image/heic" if others & _HEIC_BRANDS else None
     if brand == b"qt  ":
         return "video/quicktime"
     if brand[:2] == b"3g":

@@ -7,7 +7,7 @@ import numpy as np
 from service.errors import BadInput
 from service.media import tiff
 from service.media.blocks import JPEG_KEPT
-from service.media.formats import IMAGES
+from service.media.formats import BECOMES, IMAGES
 from service.media.image import Metadata, Picture
 from service.media.sniff import check_pixels, probe_image
 from service.sandbox.decoder import Decoder, Shared
@@ -16,7 +16,7 @@ from service.settings import Settings
 
 HEEDED = ("max_image_pixels",)  # the settings that decoding an image heeds
 _MOST_DPI = 2.0**40
-_CONTENT_TYPES = {spec.content_type for spec in IMAGES.values()}
+_CONTENT_TYPES = {*BECOMES, *(spec.content_type for spec in IMAGES.values())}
 _TYPES = {name: np.dtype(name) for name in ("uint8", "uint16", "float32")}
 
 

@@ -10,7 +10,10 @@ from fractions import Fraction
 
 import av
 import numpy as np
+import pillow_heif
 from PIL import Image
+
+pillow_heif.register_heif_opener()  # teaches Pillow to write HEIC, by the name of HEIF
 
 IMAGE, VIDEO = "/denoise/image", "/jobs/video"
 REFUSED_TEXTS = {
@@ -120,6 +123,7 @@ def _avifs() -> Iterator[Attack]:
         head + struct.pack(">I4s", 8 + len(boxes), b"meta") + boxes,
         (422,),
     )
+    yield Attack("a HEIC that is nothing but its name", IMAGE, head.replace(b"avif", b"heic"), (422,))
     yield Attack("an AVIF without its pixels", IMAGE, good[: good.index(b"mdat") + 4], (422,))
 
 
@@ -356,3 +360,26 @@ def _zip() -> bytes:
         for number in range(10):
             archive.writestr(f"../../{number}.zip", inner.getvalue())
     return file.getvalue()
+
+
+def bent_heics(good: bytes) -> Iterator[tuple[str, bytes]]:
+    """Made of one that is a grid of tiles."""
+    tiles = good.index(b"dimg") + 6  # how many follow
+    yield "a grid that has fewer tiles than it says", good[:tiles] + b"\0\1" + good[tiles + 2 :]
+    yield "a grid of itself", good[: tiles + 2] + good[tiles - 2 : tiles] + good[tiles + 4 :]
+    yield "a grid of what is not there", good[: tiles + 2] + b"\xff\xff" + good[tiles + 4 :]
+    named = good.rindex(b"hvc1")
+    yield "a tile that is no picture", good[:named] + b"text" + good[named + 4 :]
+    yield "a tile without its parameters", good.replace(b"hvcC", b"free")
+    yield "items in more pieces than there are bytes", _pieces(good)
+    size = good.rindex(b"ispe") + 8  # the first one is the grid's
+    yield "tiles of no size", good[:size] + bytes(8) + good[size + 8 :]
+    yield "tiles of 2^31 pixels a side", good[:size] + b"\x7f\xff\xff\xff" * 2 + good[size + 8 :]
+    yield "no table of items", good.replace(b"iloc", b"free")
+    yield "no names of items", good.replace(b"iinf", b"free")
+    yield "no properties", good.replace(b"ipma", b"free")
+
+
+def _pieces(good: bytes) -> bytes:
+    at = good.index(b"iloc") + 4
+    return good[: at + 6] + b"\xff\xff" + good[at + 8 :]

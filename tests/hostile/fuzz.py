@@ -50,7 +50,7 @@ def seeds() -> list[bytes]:
     exif = Image.Exif()
     exif[274], exif[271] = 6, "maker"
     Image.open(io.BytesIO(photo("JPEG", 32))).save(tagged, "JPEG", exif=exif, progressive=True)
-    stills = [photo(form, 32) for form in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "AVIF")]
+    stills = [photo(form, 32) for form in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "AVIF", "HEIF")]
     stills += [*_odd_tiffs(), photo_pages(3), *(content for name, content, _ in burdened() if "megabytes" not in name)]
     moving = [clip(muxer, frames=4, codec=codec) for muxer, codec in _CLIPS]
     more = [deep.getvalue(), palette.getvalue(), tagged.getvalue(), tiff(16, 16, zeros(768)), y4m(16, 16, 3)]
