@@ -1,6 +1,8 @@
 """What do many tests need? A real queue server for the session, empty for each test."""
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,25 @@ def grpc_on_a_free_port() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUIETFRAME_GRPC_PORT", "0")
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_real_time() -> Iterator[None]:
+    """A sample of AV1 leaves this process, where it may, with real-time priority, and every process started from it too.
+
+    Two of those that wait for each other by spinning then stop the whole machine.
+    """
+    take_back_real_time()
+    yield
+    take_back_real_time()
+
+
+def take_back_real_time() -> None:
+    tasks = Path("/proc/self/task")
+    for task in tasks.iterdir() if tasks.exists() else ():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.sched_getscheduler(int(task.name)) == os.SCHED_FIFO:
+                os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 @pytest.fixture(scope="session")
