@@ -38,7 +38,7 @@ def grpc_on_a_free_port() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_real_time() -> Iterator[None]:
-    """A sample of AV1 leaves this process, where it may, with real-time priority, and every process started from it too.
+    """A sample of AV1 leaves this process, where it may, with real-time priority, and those started from it as well.
 
     Two of those that wait for each other by spinning then stop the whole machine.
     """
