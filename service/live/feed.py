@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 from service.client import Client
 from service.errors import BadInput
 from service.folders import FORMATS, Bar
+from service.media.planes import frame_of, layout_of
 from service.media.video import Frame, VideoWriter
 from service.pipeline.denoiser import Pixels
 from service.rpc.calling import PixelFormat
@@ -367,25 +368,20 @@ class PlainSink:
         deep = frames.pixel_format == "rgb16" and form != "webm"
         stream = self._out.add_stream(_ENCODERS[form], options={"crf": "18", "preset": "veryfast"})
         assert isinstance(stream, VideoStream)
-        self._from, self._to = ("rgb48le" if frames.pixel_format == "rgb16" else "rgb24"), "yuv420p"
-        if frames.width % 2 or frames.height % 2:
-            self._to = "yuv444p"
-        self._to += "10le" if deep else ""
-        self._stream, self._last = stream, -1
-        stream.width, stream.height, stream.pix_fmt = frames.width, frames.height, self._to
+        name = "yuv444p" if frames.width % 2 or frames.height % 2 else "yuv420p"
+        name += "10le" if deep else ""
+        layout = layout_of(name)
+        assert layout
+        self._layout, self._stream, self._last = layout, stream, -1
+        stream.width, stream.height, stream.pix_fmt = frames.width, frames.height, name
         context = stream.codec_context
         context.time_base = stream.time_base = _MILLISECONDS
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = ColorRange.MPEG
 
     def write(self, frame: Frame) -> None:
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.pixels), format=self._from)
-        picture = picture.reformat(
-            format=self._to,
-            dst_colorspace=Colorspace.ITU709,
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.MPEG,
-        )
+        # Not the library's converter: at widths beyond a multiple of 16 its 10 bits were wrong in places (PyAV 18.1).
+        picture = frame_of(frame.pixels, self._layout, Colorspace.ITU709, ColorRange.MPEG)
         # Milliseconds, whatever the frames are counted in: containers take no finer time from all encoders.
         moment = round((frame.pts or 0) * frame.time_base / _MILLISECONDS)
         self._last = max(moment, self._last + 1)
