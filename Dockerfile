@@ -22,7 +22,8 @@ RUN apt-get update \
 
 # A pip to install with, apart from what it fills: no image keeps it.
 FROM python AS pip
-ENV PIP_CONFIG_FILE=/run/secrets/pip \
+ENV PIP_CACHE_DIR=/var/cache/pip \
+    PIP_CONFIG_FILE=/run/secrets/pip \
     PIP_CONSTRAINT=/src/constraints.txt \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_INPUT=1
@@ -30,7 +31,8 @@ WORKDIR /src
 RUN python3 -m venv /opt/pip
 
 FROM python-cuda AS pip-cuda
-ENV PIP_CONFIG_FILE=/run/secrets/pip \
+ENV PIP_CACHE_DIR=/var/cache/pip \
+    PIP_CONFIG_FILE=/run/secrets/pip \
     PIP_CONSTRAINT=/src/constraints.txt \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_INPUT=1
@@ -53,7 +55,7 @@ RUN mkdir /lists \
 
 FROM pip AS wheel
 COPY constraints.txt ./
-RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=secret,id=pip --mount=type=cache,target=/var/cache/pip \
     /opt/pip/bin/python -m pip install --quiet --upgrade setuptools
 COPY pyproject.toml LICENSE README.md ./
 COPY models models
@@ -67,7 +69,7 @@ RUN /opt/pip/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wh
 FROM pip AS api-packages
 COPY constraints.txt ./
 COPY --from=lists /lists/api.txt ./
-RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=secret,id=pip --mount=type=cache,target=/var/cache/pip \
     python3 -m venv --without-pip /opt/quietframe \
     && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement api.txt
 COPY --from=wheel /wheels /wheels
@@ -78,7 +80,7 @@ RUN /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --qui
 FROM pip AS worker-cpu-packages
 COPY constraints.txt ./
 COPY --from=lists /lists/worker-cpu.txt ./
-RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=secret,id=pip --mount=type=cache,target=/var/cache/pip \
     python3 -m venv --without-pip /opt/quietframe \
     && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement worker-cpu.txt \
     # It tells its maker of every run; OpenVINO does without.
@@ -92,7 +94,7 @@ RUN /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --qui
 FROM pip-cuda AS worker-gpu-packages
 COPY constraints.txt ./
 COPY --from=lists /lists/worker-gpu.txt ./
-RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=secret,id=pip --mount=type=cache,target=/var/cache/pip \
     python3 -m venv --without-pip /opt/quietframe \
     && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python install --quiet --requirement worker-gpu.txt \
     && /opt/pip/bin/python -m pip --python /opt/quietframe/bin/python uninstall --quiet --yes openvino-telemetry

@@ -9,7 +9,6 @@ are interleaved, and medians over rounds are printed.
 
 import argparse
 import asyncio
-import secrets
 import tempfile
 import threading
 import time
@@ -18,36 +17,13 @@ from pathlib import Path
 from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
-from support import median, percentile
+from support import job_of_no_pixels, median, outcome_of_no_pixels, percentile
 
 from service.broker.embedded import EmbeddedServer
 from service.broker.lease import LeaseClient
 from service.broker.queue import QueueClient
-from service.job import InputFacts, Job, Lane, Metrics, Options, Outcome, Result, new_job_id
+from service.job import Lane
 from service.settings import Settings
-
-LANE = Lane.IMAGE_BATCH
-
-
-def a_job() -> Job:
-    facts = InputFacts(content_type="image/png", bytes=1, width=512, height=512)
-    return Job(
-        id=new_job_id(),
-        kind="image",
-        lane=LANE,
-        model="dncnn",
-        options=Options(),
-        input_blob=secrets.token_hex(32),
-        input=facts,
-        name="picture",
-        created_at=time.time(),
-    )
-
-
-def an_outcome() -> Outcome:
-    blob = secrets.token_hex(32)
-    result = Result(blob=blob, content_type="image/png", bytes=1, sha256=blob, file_name="picture.png")
-    return Outcome(result=result, metrics=Metrics(), backend="none", precision="none")
 
 
 def put_ours(queue: QueueClient, loop: asyncio.AbstractEventLoop, count: int) -> float:
@@ -55,7 +31,7 @@ def put_ours(queue: QueueClient, loop: asyncio.AbstractEventLoop, count: int) ->
 
     async def put() -> None:
         for _ in range(count):
-            await queue.put(a_job())
+            await queue.put(job_of_no_pixels())
 
     started = time.perf_counter()
     asyncio.run_coroutine_threadsafe(put(), loop).result()
@@ -66,9 +42,9 @@ def do_ours(worker: LeaseClient, count: int) -> float:
     """Jobs leased and acknowledged per second."""
     started = time.perf_counter()
     for _ in range(count):
-        lease = worker.lease((LANE,), 10)
+        lease = worker.lease((Lane.IMAGE_BATCH,), 10)
         assert lease is not None
-        worker.ack(lease, an_outcome())
+        worker.ack(lease, outcome_of_no_pixels())
     return count / (time.perf_counter() - started)
 
 
@@ -94,13 +70,13 @@ def latencies(queue: QueueClient, loop: asyncio.AbstractEventLoop, worker: Lease
         for _ in range(count):
             lease = worker.lease((Lane.IMAGE_INTERACTIVE,), 10)
             assert lease is not None
-            worker.ack(lease, an_outcome())
+            worker.ack(lease, outcome_of_no_pixels())
             took.append(time.perf_counter() - begun[lease.job.id])
 
     thread = threading.Thread(target=work)
     thread.start()
     for number in range(count):
-        job = a_job().model_copy(update={"lane": Lane.IMAGE_INTERACTIVE})
+        job = job_of_no_pixels(Lane.IMAGE_INTERACTIVE)
         begun[job.id] = time.perf_counter()
         asyncio.run_coroutine_threadsafe(queue.put(job), loop).result()
         while len(took) <= number and thread.is_alive():

@@ -24,6 +24,7 @@ from typing import Any
 import cv2
 import httpx
 from redis import Redis
+from support import job_of_no_pixels, outcome_of_no_pixels
 from workers import finish, submit
 
 from service.broker import keys
@@ -32,18 +33,11 @@ from service.broker.lease import Lease, LeaseClient
 from service.broker.queue import QueueClient
 from service.demo import moving_clip, png_bytes, read_photo, running_service, with_noise, write_clip
 from service.job import (
-    InputFacts,
-    Job,
     Lane,
-    Metrics,
-    Options,
-    Outcome,
     Part,
     PartOutcome,
     Progress,
-    Result,
     StageSeconds,
-    new_job_id,
 )
 from service.settings import Settings
 
@@ -301,7 +295,7 @@ def redis_bears(count: int) -> dict[str, dict[str, float]]:
             def put(lane: Lane) -> None:
                 async def all_of_them() -> None:
                     for _ in range(count):
-                        await queue.put(_job(lane))
+                        await queue.put(job_of_no_pixels(lane))
 
                 asyncio.run_coroutine_threadsafe(all_of_them(), loop).result()
 
@@ -318,7 +312,7 @@ def redis_bears(count: int) -> dict[str, dict[str, float]]:
             phase("lease", count, lambda: take(Lane.IMAGE_BATCH, count))
             progress = Progress(done=1, total=2, unit="tiles")
             phase("report", count, lambda: [worker.report(lease, progress) for lease in leases] and None)
-            phase("ack", count, lambda: [worker.ack(lease, _outcome()) for lease in leases] and None)
+            phase("ack", count, lambda: [worker.ack(lease, outcome_of_no_pixels()) for lease in leases] and None)
             leases.clear()
             put(Lane.VIDEO)
             take(Lane.VIDEO, 1)
@@ -348,24 +342,3 @@ def redis_bears(count: int) -> dict[str, dict[str, float]]:
 
 def _part(index: int) -> Part:
     return Part(index=index, frames=8, lead=2, trail=2, begin=8 * index, end=8 * index + 11)
-
-
-def _job(lane: Lane) -> Job:
-    facts = InputFacts(content_type="image/png", bytes=1, width=512, height=512)
-    return Job(
-        id=new_job_id(),
-        kind="image" if lane is Lane.IMAGE_BATCH else "video",
-        lane=lane,
-        model="dncnn",
-        options=Options(),
-        input_blob=secrets.token_hex(32),
-        input=facts,
-        name="picture",
-        created_at=time.time(),
-    )
-
-
-def _outcome() -> Outcome:
-    blob = secrets.token_hex(32)
-    result = Result(blob=blob, content_type="image/png", bytes=1, sha256=blob, file_name="picture.png")
-    return Outcome(result=result, metrics=Metrics(), backend="none", precision="none")

@@ -30,7 +30,7 @@ def main() -> int:
     words = argparse.ArgumentParser(prog="python -m images", description=__doc__)
     words.add_argument("--folder", type=Path, default=Path("/var/tmp/quietframe-images"), help="of layers; kept")
     words.add_argument("--base", help="base image with Python 3.11; left out, a Debian is made by debootstrap")
-    words.add_argument("--mirror", default="http://deb.debian.org/debian", help="where its packages come from")
+    words.add_argument("--mirror", help="where that one's packages come from; left out, where debootstrap takes them")
     said = words.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends, what was mounted goes
     try:

@@ -62,7 +62,7 @@ class Buildah:
             if Path(place).is_relative_to(self._folder.resolve()):
                 subprocess.run(["umount", "--lazy", place], check=False)
 
-    def ensure_base(self, mirror: str) -> str:
+    def ensure_base(self, mirror: str | None) -> str:
         """A Debian with Python, made from its packages.
 
         Raises:
@@ -76,7 +76,14 @@ class Buildah:
                 )
             with tempfile.TemporaryDirectory(dir=self._folder) as made:
                 subprocess.run(
-                    ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, made, mirror],
+                    [
+                        "debootstrap",
+                        "--variant=minbase",
+                        f"--include={PACKAGES}",
+                        SUITE,
+                        made,
+                        *([mirror] if mirror else []),
+                    ],
                     check=True,
                     stdout=subprocess.DEVNULL,
                     timeout=_BUILD_S,
