@@ -40,6 +40,7 @@ class DenoiserSpec:
     title: str
     channels: int = 3  # planes per frame: 1 grey, 3 RGB
     stages: tuple[StageSpec, ...]
+    aligned: bool = False  # in a window of three, the outer two are laid over the middle one first, along their motion
     sigma: tuple[float, float] | None = None  # levels it must be told, on the [0, 1] scale; None when blind
     trained_sigma: tuple[float, float]  # levels it was trained on, on the [0, 1] scale
     taught: tuple[Taught, ...] = ("gaussian",)  # the kinds of noise that it was trained on
@@ -126,7 +127,7 @@ FITVNET_SPATIAL = DenoiserSpec(
     trained_sigma=_TRAINED_SIGMA,
     source=_FITVNET_SOURCE,
     weights=("fitvnet-spatial",),
-    for_grey="fitvnet-spatial.grey",
+    for_grey="fitvnet-spatial.camera",
 )
 FITVNET_SPATIAL_GREY = replace(
     FITVNET_SPATIAL,
@@ -136,6 +137,29 @@ FITVNET_SPATIAL_GREY = replace(
     taught=("gaussian", "grey"),
     weights=("fitvnet-spatial.grey",),
     for_grey=None,
+)
+
+# What uploads have in them: noise of cameras, noise whose colours a file stored at half the resolution, grey films.
+_IN_FILES: tuple[Taught, ...] = ("camera", "gaussian", "grey")
+FITVNET_SPATIAL_CAMERA = replace(
+    FITVNET_SPATIAL_GREY,
+    name="fitvnet-spatial.camera",
+    title="FITVNet's spatial module, for noise as files have it: of cameras, in 4:2:0 and JPEG, grey, and plain",
+    stages=(replace(_FITVNET_SPATIAL, name="fitvnet-spatial.camera", halo_px=96),),
+    taught=_IN_FILES,
+    weights=("fitvnet-spatial.camera",),
+)
+
+# Not of the paper, whose blocks are to find what moved by themselves: they look a few pixels far.
+FITVNET_ALIGNED = replace(
+    FITVNET,
+    name="fitvnet.aligned",
+    title="FITVNet over noise as files have it, each frame's neighbours first laid over it along their motion",
+    stages=(*FITVNET_SPATIAL_CAMERA.stages, *FITVNET.stages[1:]),
+    aligned=True,
+    taught=_IN_FILES,
+    source=f"{_FITVNET_SOURCE}; motion: Kroeger et al. 2016, arXiv:1603.03590",
+    weights=("fitvnet-spatial.camera", "fitvnet"),
 )
 
 DNCNN = DenoiserSpec(
@@ -562,8 +586,10 @@ TOFLOW = DenoiserSpec(
 
 _ALL = (
     FITVNET,
+    FITVNET_ALIGNED,
     FITVNET_SPATIAL,
     FITVNET_SPATIAL_GREY,
+    FITVNET_SPATIAL_CAMERA,
     DNCNN,
     PRIDNET,
     PRIDNET_PAPER,
@@ -595,7 +621,7 @@ _ALL = (
 )
 DESCRIBED: dict[str, DenoiserSpec] = {spec.name: spec for spec in _ALL}
 CATALOGUE: dict[str, DenoiserSpec] = {name: spec for name, spec in DESCRIBED.items() if spec.shipped}  # can be served
-AUTO: dict[Kind, str] = {"image": FITVNET_SPATIAL.name, "video": FITVNET.name}  # what `auto` stands for
+AUTO: dict[Kind, str] = {"image": FITVNET_SPATIAL_CAMERA.name, "video": FITVNET_ALIGNED.name}  # what `auto` stands for
 
 
 def find(name: str, kind: Kind | None = None, own: Mapping[str, DenoiserSpec] | None = None) -> DenoiserSpec:

@@ -125,6 +125,31 @@ class PartialPatch:
         return noisy
 
 
+@dataclass(frozen=True, slots=True)
+class Subsampled:
+    """Gaussian noise in a file of 4:2:0, as nearly every video and most JPEGs are: what noise is to a real upload.
+
+    Four pixels share each of the two differences of colour (BT.601 at full range), a mean of theirs that is repeated;
+    all is clipped and rounded to 8 bits. Nothing else is lost, the file is not compressed.
+    """
+
+    sigma: float
+
+    def __call__(self, clean: Planes, seed: int) -> Planes:
+        height, width = clean.shape[1:]
+        noisy = add_gaussian(clean, self.sigma, seed, clipped=True)
+        whole = np.pad(noisy, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+        luma, *colours = np.tensordot(_TO_YCC, whole, 1)
+        shared = [one.reshape(one.shape[0] // 2, 2, -1, 2).mean((1, 3)).repeat(2, 0).repeat(2, 1) for one in colours]
+        stored = np.rint(255 * np.stack([luma, *shared])) / 255
+        read = np.tensordot(np.linalg.inv(_TO_YCC), stored, 1)[:, :height, :width]
+        return recorded(read.astype(np.float32))
+
+
+# ITU-R BT.601: luma, and the differences of blue and red from it, both at most 1/2 from zero.
+_TO_YCC = np.array(
+    [[0.299, 0.587, 0.114], [-0.299 / 1.772, -0.587 / 1.772, 0.5], [0.5, -0.587 / 1.402, -0.114 / 1.402]]
+)
 _MIXED = Mixed(sigma=25.5 / 255, struck=0.1)
 NOISES: dict[str, Noise] = {
     "mixed": _MIXED,
@@ -132,6 +157,8 @@ NOISES: dict[str, Noise] = {
     "signal-high": SignalDependent(shot=6.4e-3, read=2e-2),
     "poisson-gaussian": PoissonGaussian(photons=50, sigma=10 / 255),
     "partial-patch": PartialPatch(within=_MIXED, side=0.5),
+    "subsampled-10": Subsampled(10 / 255),
+    "subsampled-25": Subsampled(25 / 255),
 }
 
 

@@ -10,6 +10,7 @@ from models.cards import training_of
 from models.catalogue import DESCRIBED, DenoiserSpec
 from models.errors import UnknownDenoiser
 from models.figures import GAUSSIAN, REAL, Figure, Published, fingerprint, fullest, read_figures, read_published
+from models.noise import NOISES
 
 BEGIN, END = "<!-- quietframe models --markdown -->", "<!-- end of the tables -->"
 PICTURES = ("cbsd68", "kodak24", "mcmaster", "urban100")
@@ -19,7 +20,7 @@ PAIRS = ("cc15", "polyu-test")
 OTHER_PAIRS = ("sidd", "dnd", "sidd+renoir+nind at 256x256", "renoir t3i")
 CLIPS = ("video", "clips")
 OTHER_CLIPS = {"davis test-dev": "10/20/30/40/50", "set8": "10/20/30/40/50", "vimeo700": "15/25/35/45/55"}
-OTHER_NOISE = ("mixed", "signal-low", "signal-high", "poisson-gaussian", "partial-patch")
+OTHER_NOISE = tuple(NOISES)
 BASELINE = "nlm"
 ELSEWHERE = "°"  # marks figures on other pictures than ours
 

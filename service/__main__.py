@@ -569,7 +569,10 @@ def evaluate(
         str | None, typer.Option(help="Levels of Gaussian noise on the 8-bit scale. [15,25,50 if no --noise]")
     ] = None,
     noise: Annotated[
-        str, typer.Option(help="Other noise: mixed, signal-low, signal-high, poisson-gaussian, partial-patch.")
+        str,
+        typer.Option(
+            help="Other noise: mixed, signal-low, signal-high, poisson-gaussian, partial-patch, subsampled-10 or -25."
+        ),
     ] = "",
     backend: Annotated[str, typer.Option(help="What runs the networks: auto, openvino, torch.")] = "auto",
     every: Annotated[int, typer.Option(min=1, help="Take every n-th picture only.")] = 1,

@@ -69,7 +69,7 @@ class PlayedWorker:
         self._thread = threading.Thread(target=self._work)
 
     def __enter__(self) -> Self:
-        ready = {"fitvnet-spatial": ModelReady(backend="openvino", precision="fp32")}
+        ready = {"fitvnet-spatial.camera": ModelReady(backend="openvino", precision="fp32")}
         self._leases.announce(
             WorkerCard(id="played", pid=1, host="here", started_at=time.time(), models=ready, ready=True)
         )

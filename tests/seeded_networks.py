@@ -13,6 +13,12 @@ from models.networks import WIRINGS
 from models.weights import build_network, cut_into_stages
 from trtbuild.export import export_stage
 
+
+def _alike(name: str, other: str) -> bool:
+    one, two = WIRINGS[name], WIRINGS[other]
+    return (one.module, one.build, one.options) == (two.module, two.build, two.options)
+
+
 # The papers' own widths are built and counted but not run here: the same layers, some of them for minutes.
 DENOISERS: dict[str, DenoiserSpec] = {
     name: spec for name, spec in DESCRIBED.items() if name in WIRINGS and not name.endswith(".paper")
@@ -21,7 +27,7 @@ DENOISERS: dict[str, DenoiserSpec] = {
 STAGES: dict[str, tuple[DenoiserSpec, StageSpec]] = {
     stage.name: (spec, stage)
     for name, spec in DENOISERS.items()
-    if not any(WIRINGS[name] == WIRINGS[before] for before in list(DENOISERS)[: list(DENOISERS).index(name)])
+    if not any(_alike(name, before) for before in list(DENOISERS)[: list(DENOISERS).index(name)])
     for stage in spec.stages
 }
 NO_SIGMA = torch.zeros(1)  # what a blind network is told of one example
@@ -40,8 +46,10 @@ def network_of(name: str) -> nn.Module:
                 layer.weight.uniform_(0.7, 1.3)
                 layer.bias.normal_(std=0.1)
         _correct_by(0.1, network.eval(), DENOISERS[name])
-    if name == "fitvnet":  # the shipped video network is built over the shipped image network
-        network.get_submodule("spatial").load_state_dict(network_of("fitvnet-spatial").state_dict())
+    parts = WIRINGS[name].parts
+    for file in DENOISERS[name].weights:  # a video network is built over an image network, and may share its blocks
+        if file != name:
+            network.get_submodule(parts.get(file, "")).load_state_dict(_own_weights(file), strict=False)
     return network
 
 
@@ -68,15 +76,16 @@ def write_weights(folder: Path, names: Iterable[str] = DENOISERS) -> Path:
     """The files of denoisers, split as the shipped ones are."""
     folder.mkdir(parents=True, exist_ok=True)
     for spec in map(DENOISERS.__getitem__, names):
-        parts = WIRINGS[spec.name].parts
-        state = network_of(spec.name).state_dict()
-        for weights in spec.weights:
-            if weights in parts:
-                continue  # another denoiser's file
-            own = {key: value for key, value in state.items() if key.split(".")[0] not in parts.values()}
-            facts = {"recipe": weights, "data": "none", "minutes": "0.0", "steps": "0", "seed": "1", "device": "cpu"}
-            save_file(own, folder / f"{weights}.safetensors", metadata=facts)
+        if spec.name in spec.weights:
+            facts = {"recipe": spec.name, "data": "none", "minutes": "0.0", "steps": "0", "seed": "1", "device": "cpu"}
+            save_file(_own_weights(spec.name), folder / f"{spec.name}.safetensors", metadata=facts)
     return folder
+
+
+def _own_weights(name: str) -> dict[str, torch.Tensor]:
+    """Without the parts that have a file of their own."""
+    parts = WIRINGS[name].parts.values()
+    return {key: value for key, value in network_of(name).state_dict().items() if key.split(".")[0] not in parts}
 
 
 @cache

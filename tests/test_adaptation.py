@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from models.catalogue import CATALOGUE, FITVNET, SHIPPED_DIR
+from models.catalogue import CATALOGUE, FITVNET, FITVNET_ALIGNED, SHIPPED_DIR
 from models.errors import UnknownDenoiser
 from models.networks.fitvnet import FITVNet
 from models.own import MOST_BYTES, Adaptation, BrokenDenoiser, Library, NameTaken, OwnDenoiser, sha256_of
@@ -364,7 +364,7 @@ def test_a_denoiser_that_is_added_is_found_by_name_beside_the_catalogues(tmp_pat
     assert spec.frames == FITVNET.frames
     assert {stage.name for stage in spec.stages}.isdisjoint(stage.name for stage in FITVNET.stages)
     assert [spec.name for spec in library.specs()] == [*CATALOGUE, "night"]
-    assert library.find("auto", "video") == FITVNET
+    assert library.find("auto", "video") == FITVNET_ALIGNED
     assert "25.00 to 27.50 dB" in library.card_of("night").limits
     assert library.card_of("fitvnet").name == "fitvnet"
     with pytest.raises(UnknownDenoiser, match="needs neighbouring frames"):

@@ -124,7 +124,7 @@ def test_an_image_comes_back_restored_with_its_figures_in_headers(api: httpx.Cli
     assert answer.headers["content-length"] == str(len(NOISY))
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert re.fullmatch("[0-9a-f]{32}", answer.headers["quietframe-job"])
-    assert answer.headers["quietframe-model"] == "fitvnet-spatial"
+    assert answer.headers["quietframe-model"] == "fitvnet-spatial.camera"
     assert answer.headers["quietframe-backend"] == "openvino"
     assert answer.headers["quietframe-precision"] == "fp32"
     assert float(answer.headers["quietframe-sigma-estimate"]) == 24.5
@@ -263,7 +263,7 @@ def test_a_video_is_handed_in_with_what_its_header_says(api: httpx.Client) -> No
     answer = api.post("/jobs/video", files=upload, data={"format": "mkv", "codec": "ffv1", "sigma": "25"})
     assert answer.status_code == 202, answer.text
     document = JobDocument.model_validate(answer.json())
-    assert (document.kind, document.model) == ("video", "fitvnet")
+    assert (document.kind, document.model) == ("video", "fitvnet.aligned")
     assert document.input.content_type == "video/mp4"
     assert (document.input.width, document.input.height, document.input.frames) == (32, 24, 3)
     assert (document.input.frame_rate, document.input.has_audio) == ("25/1", False)
@@ -802,7 +802,7 @@ def test_models_tell_what_runs_them_now(api: httpx.Client) -> None:
 
 
 def test_a_warm_model_is_told_with_backend_and_precision(api: httpx.Client, worker: PlayedWorker) -> None:
-    model = api.get("/models/fitvnet-spatial").json()
+    model = api.get("/models/fitvnet-spatial.camera").json()
     assert model["ready"] == [{"backend": "openvino", "precision": "fp32", "workers": 1}]
     assert model["auto_for"] == ["image"]
     assert model["trained_sigma"] == [0.0, 55.0]
@@ -826,7 +826,7 @@ def test_ready_needs_a_worker_and_alive_needs_nothing(settings: Settings, api: h
         answer = api.get("/readyz")
         assert answer.status_code == 200
         (card,) = answer.json()["workers"]
-        assert (card["id"], list(card["models"])) == ("played", ["fitvnet-spatial"])
+        assert (card["id"], list(card["models"])) == ("played", ["fitvnet-spatial.camera"])
 
 
 def test_without_a_broker_work_is_refused_for_now_but_the_process_is_alive(settings: Settings, tmp_path: Path) -> None:

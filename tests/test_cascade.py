@@ -2,10 +2,12 @@
 
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 
 from models.catalogue import StageSpec
+from service.pipeline import cascade
 from service.pipeline.cascade import mirrored, restore_stream, windows
 
 HEAD = StageSpec(name="head", frames=1, halo_px=0, parameters=0, macs_per_pixel=0)
@@ -89,6 +91,66 @@ def test_mirroring_goes_on_and_on_over_a_short_clip():
     assert [int(item[0]) for item in mirrored(items, 3, 0)] == [1, 0, 1, 0, 1]
 
 
-def test_windows_are_stacked_oldest_first():
-    items = [np.array([value]) for value in range(4)]
-    assert [window.tolist() for window in windows(items, 3)] == [[0, 1, 2], [1, 2, 3]]
+def panned(length, speed=9):
+    """A texture that moves left by so many pixels a frame, in three planes, and one that says which frame it is."""
+    rng = np.random.default_rng(7)
+    wide = cv2.resize(rng.random((24, 24 + length), np.float32), None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)
+    for t in range(length):
+        cut = wide[:, speed * t : speed * t + 160]
+        yield np.stack([cut, cut, cut, np.full_like(cut, t)])
+
+
+class Middle:
+    """Gives the frame in the middle of a window on; remembers how far the outer ones differed from it."""
+
+    def __init__(self):
+        self.apart = []
+        self.seen = []
+
+    def __call__(self, stage, planes):
+        frames = planes.reshape(stage.frames, -1, *planes.shape[1:])
+        if stage.frames > 1:
+            self.apart += [np.abs(frames[i] - frames[1])[:3, 48:-48, 48:-48].mean() for i in (0, 2)]
+            self.seen.append([frames[i][3].mean() for i in range(3)])
+        return frames[stage.frames // 2]
+
+
+def test_neighbours_of_aligned_windows_are_laid_over_the_middle_frame():
+    along, apart = Middle(), Middle()
+    list(restore_stream((HEAD, FIRST, SECOND), along, panned(6), aligned=True))
+    list(restore_stream((HEAD, FIRST, SECOND), apart, panned(6)))
+    assert max(along.apart) < 0.02 < 0.1 < min(apart.apart)
+    assert along.seen == apart.seen  # and they stand where they stood, the planes beside the colours moved along
+
+
+def test_the_motion_of_a_frame_is_found_once(monkeypatch):
+    found = []
+    monkeypatch.setattr(
+        cascade, "flow_between", lambda frame, other: found.append(1) or np.zeros((*frame.shape[1:], 2), np.float32)
+    )
+    list(restore_stream((HEAD, FIRST, SECOND), Counting(), frames_of_noise(10), aligned=True))
+    assert len(found) == 2 * 12  # to both sides, also of the two frames beyond the ends
+
+
+def frames_of_noise(length):
+    return [np.random.default_rng(t).standard_normal((3, 20, 30)).astype(np.float32) for t in range(length)]
+
+
+@pytest.mark.parametrize("cut", [[0, 4, 9], [0, 3, 6, 9]], ids=str)
+def test_the_parts_of_an_aligned_clip_give_the_frames_of_the_whole(cut):
+    frames, pieces = list(panned(9)), []
+    for start, stop in pairwise(cut):
+        lead, trail = (2 if start else 0), (2 if stop < 9 else 0)
+        part = frames[start - lead : stop + trail]
+        pieces += restore_stream(
+            (HEAD, FIRST, SECOND), Counting(), part, aligned=True, goes_on_before=lead > 0, goes_on_after=trail > 0
+        )
+    whole = list(restore_stream((HEAD, FIRST, SECOND), Counting(), frames, aligned=True))
+    assert len(pieces) == len(whole)
+    for one, piece in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(piece, one)
+
+
+def test_windows_have_the_oldest_first():
+    items = range(4)
+    assert list(windows(items, 3)) == [(0, 1, 2), (1, 2, 3)]

@@ -188,5 +188,5 @@ def test_the_command_gets_the_same_from_a_server_as_from_this_machine(tmp_path):
     assert (tmp_path / "figures.csv").read_text().startswith("frame,")
     assert refused == (
         1,
-        "quietframe: sigma is 900; model fitvnet-spatial takes 0 to 55 (noise level on the 8-bit scale)\n",
+        "quietframe: sigma is 900; model fitvnet-spatial.camera takes 0 to 55 (noise level on the 8-bit scale)\n",
     )

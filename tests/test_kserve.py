@@ -105,7 +105,7 @@ def test_a_file_goes_in_as_bytes_and_comes_back_as_one(service, theirs, pixels, 
 def test_kserve_s_clients_understand_what_is_told_beside_inference(theirs, door):
     told = theirs[1][door]
     assert (told["live"], told["ready"], told["model_ready"]) == (True, True, True)
-    assert told["answer"] == ["seven", "auto", "restored", "fitvnet-spatial"]
+    assert told["answer"] == ["seven", "auto", "restored", "fitvnet-spatial.camera"]
     assert told["server"]["name"] == "quietframe"
     assert "binary_tensor_data" in told["server"]["extensions"]
     assert (told["model"]["name"], told["model"]["versions"]) == ("auto", ["1"])

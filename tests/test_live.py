@@ -42,7 +42,7 @@ from service.settings import Settings
 from trtbuild.engine import EngineFailed
 
 PATIENCE_S = 60.0
-SPEC = CATALOGUE["fitvnet"]
+SPEC = CATALOGUE["fitvnet.aligned"]
 REACH = SPEC.frames // 2
 WIDTH, HEIGHT = 24, 16
 SETUP = pb.StreamSetup(width=WIDTH, height=HEIGHT)
@@ -187,7 +187,7 @@ def test_a_frame_is_back_as_soon_as_those_are_there_that_its_window_reaches(host
     source = Source()
     source.put(*(frame(index) for index in range(REACH + 1)))
     with stream(client, source) as live:
-        assert (live.start.model, live.start.backend, live.start.latency_frames) == ("fitvnet", "played", REACH)
+        assert (live.start.model, live.start.backend, live.start.latency_frames) == (SPEC.name, "played", REACH)
         answers = iter(live)
         first = next(answers)  # and no more was sent than this one needs
         assert source.taken == REACH + 1
@@ -239,7 +239,7 @@ def test_who_is_too_fast_is_held_back(host, client):
 
 def test_a_worker_reads_no_further_ahead_than_it_says():
     shelf, read = PlayedShelf(), 0
-    denoiser = shelf.denoiser("fitvnet")
+    denoiser = shelf.denoiser(SPEC.name)
 
     def frames():
         nonlocal read
@@ -483,7 +483,7 @@ def test_raw_frames_go_through_pipes(host, url, monkeypatch):
     assert output.buffer.getvalue() == b"".join(halved(one).tobytes() for one in noisy)
     assert (fed.frames, fed.dropped, fed.latency_frames, bar.done) == (4, 0, REACH, 4)
     assert 0 < fed.latency_p50_ms <= fed.latency_p95_ms
-    assert "- -> -: fitvnet on played fp32, 4 frames" in fed.line()
+    assert "- -> -: fitvnet.aligned on played fp32, 4 frames" in fed.line()
 
 
 def test_a_pipe_that_ends_within_a_frame_or_tells_no_size_is_refused(host, url, monkeypatch, tmp_path):
@@ -535,7 +535,7 @@ def test_a_camera_gives_what_it_sees_now_and_drops_what_nobody_took(host, url, t
 
 @pytest.fixture(scope="module")
 def service():
-    with running_service(live_streams=1, threads=1, warm="fitvnet") as url:
+    with running_service(live_streams=1, threads=1, warm="fitvnet.aligned") as url:
         yield url
 
 

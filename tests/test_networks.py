@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from seeded_networks import DENOISERS, NO_SIGMA, network_of, write_weights
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,8 +18,9 @@ from models.errors import UnknownDenoiser
 from models.networks import WIRINGS
 from models.networks.dncnn import DnCNN
 from models.networks.fitvnet import FITVNet, SpatialModule, SpatiotemporalBlock, noise_map
-from models.training.recipes.fitvnet import restore_clip
+from models.training.recipes.fitvnet import restore_aligned_clip, restore_clip
 from models.weights import build_network, cut_into_stages, load_network, stage_modules
+from service.pipeline.cascade import restore_stream
 
 # FITVNet, Table 5: layer, N_out, how much smaller than the input its output is.
 TABLE_5 = [
@@ -188,6 +191,27 @@ def test_a_window_restored_at_once_is_the_window_restored_by_stages():
             window = clip[:, t : t + 5].flatten(1, 2)
             # Batches of other sizes are summed in another order: float32 noise, no more.
             torch.testing.assert_close(streamed[:, t], network(window, NO_SIGMA), atol=1e-5, rtol=0)
+
+
+def test_an_aligned_network_is_taught_on_what_a_stream_makes_of_its_windows():
+    """Neighbours are laid over each other twice: in torch, where gradients pass, and by OpenCV."""
+    network, spec = network_of("fitvnet"), CATALOGUE["fitvnet.aligned"]
+    modules = dict(zip(spec.stages, network.stages(), strict=True))
+    torch.manual_seed(5)
+    wide = functional.interpolate(torch.rand(1, 3, 15, 25), scale_factor=8, mode="bicubic").clamp(0, 1)
+    clip = torch.stack([wide[:, :, :112, 7 * t : 7 * t + 128] for t in range(7)], 1)
+
+    def run(stage, planes):
+        restored = modules[stage](torch.from_numpy(planes)[None], NO_SIGMA)
+        return restored[0].numpy()
+
+    with torch.no_grad():
+        taught = restore_aligned_clip(network, clip, NO_SIGMA)[0]
+        streamed = list(restore_stream(spec.stages, run, list(clip[0].numpy()), aligned=True))[2:-2]
+        unaligned = restore_clip(network, clip, NO_SIGMA)[0]
+    # OpenCV reads at steps of 1/32 pixel.
+    torch.testing.assert_close(taught, torch.from_numpy(np.stack(streamed)), atol=5e-3, rtol=0)
+    assert (taught - unaligned).abs().max() > 0.05
 
 
 def test_the_noise_map_is_what_was_taken_out_as_a_mean_over_the_colours():

@@ -12,6 +12,7 @@ from models.noise import (
     PartialPatch,
     PoissonGaussian,
     SignalDependent,
+    Subsampled,
     add_gaussian,
     gaussian_level,
     noise_named,
@@ -19,6 +20,7 @@ from models.noise import (
 )
 from models.noise_level import NoiseLevel, clipped_moments, estimate_sigma, measure_noise
 
+YCC = np.array([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]])  # BT.601
 NAMES = ["gaussian-25", *NOISES]
 
 
@@ -121,6 +123,26 @@ def test_partial_patch_noise_stays_in_one_square_of_all_planes():
         assert changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
         places.add((rows[0], columns[0]))
     assert len(places) > 15
+
+
+def test_subsampled_noise_is_what_a_file_of_half_the_colours_holds():
+    clean = flat(0.5)
+    noisy = NOISES["subsampled-25"](clean, 4)
+    assert np.array_equal(noisy, recorded(noisy))
+    luma, blue, red = np.tensordot(YCC, noisy, 1)
+    for colour in (blue, red):  # four share one, but for the rounding of RGB
+        assert np.abs(colour[0::2] - colour[1::2]).max() < 2 / 255
+        assert np.abs(colour[:, 0::2] - colour[:, 1::2]).max() < 2 / 255
+        assert colour.std() > 3 / 255
+    own = 25 * math.sqrt(0.299**2 + 0.587**2 + 0.114**2)
+    assert luma.std() * 255 == pytest.approx(own, rel=0.03)
+    assert np.abs(np.corrcoef(luma[:, :-1].ravel(), luma[:, 1:].ravel())[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (30, 41)])
+def test_subsampling_takes_from_a_grey_picture_nothing_whatever_its_size(size):
+    grey = np.repeat(recorded(np.random.default_rng(2).random((1, *size), np.float32)), 3, 0)
+    assert np.array_equal(Subsampled(0.0)(grey, 1), grey)
 
 
 def test_clipped_noise_is_what_an_upload_holds():

@@ -120,8 +120,8 @@ def test_stock_clients_understand_what_is_told_beside_inference(stock):
         assert "binary_tensor_data" in door["server"]["extensions"]
         assert door["model"]["versions"] == ["1"]
         assert [one["name"] for one in door["model"]["inputs"]] == ["image", "sigma"]
-        assert {"name": "fitvnet-spatial", "version": "1", "state": "READY"}.items() <= next(
-            one for one in door["index"] if one["name"] == "fitvnet-spatial"
+        assert {"name": "fitvnet-spatial.camera", "version": "1", "state": "READY"}.items() <= next(
+            one for one in door["index"] if one["name"] == "fitvnet-spatial.camera"
         ).items()
         assert not any(one["name"] == "fitvnet" for one in door["index"])  # it needs neighbouring frames
         assert set(door["refusals"]) == {"model", "parameter", "metadata"}
@@ -156,7 +156,7 @@ def test_typed_contents_are_taken_beside_raw_ones(service, stub, pixels):
     made = np.frombuffer(answer.raw_output_contents[0], np.uint8).reshape(tuple(answer.outputs[0].shape))
     np.testing.assert_array_equal(made, by_rest(service, pixels))
     assert (answer.id, answer.model_version) == ("x", "1")
-    assert answer.parameters["model"].string_param == "fitvnet-spatial"
+    assert answer.parameters["model"].string_param == "fitvnet-spatial.camera"
 
 
 def test_a_file_may_be_the_whole_body(service, pixels):

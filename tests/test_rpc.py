@@ -113,7 +113,7 @@ def test_an_image_goes_in_and_comes_back_restored_with_its_job(denoiser, worker)
     assert answer.content_type == "image/png"
     assert answer.job.state == pb.JOB_STATE_SUCCEEDED
     assert answer.job.kind == pb.JOB_KIND_IMAGE
-    assert answer.job.model == "fitvnet-spatial"
+    assert answer.job.model == "fitvnet-spatial.camera"
     assert answer.job.options.strength == 0.5
     assert answer.job.metrics.psnr_db == 31.5
     assert answer.job.metrics.seconds.infer == 0.25

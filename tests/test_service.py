@@ -92,7 +92,7 @@ def test_a_photo_goes_in_noisy_and_comes_out_clean(service, photo):
         answer = client.post("/denoise/image", files=files)
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "image/png"
-    assert answer.headers["Quietframe-Model"] == "fitvnet-spatial"
+    assert answer.headers["Quietframe-Model"] == "fitvnet-spatial.camera"
     assert float(answer.headers["Quietframe-PSNR"]) > float(answer.headers["Quietframe-Input-PSNR"]) + 8
     assert cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR).shape == photo.shape
 
@@ -348,7 +348,7 @@ def test_files_and_folders_are_denoised_without_a_server(tmp_path, photo, clips)
     done = {Path(one["source"]).name: one for one in json.loads(ran.stdout)}
     assert ran.returncode == 1  # the text file is named, the others are done
     assert done["notes.txt"]["error"]
-    assert done["noisy.png"]["model"] == "fitvnet-spatial"
-    assert done["clip.mp4"]["model"] == "fitvnet"
+    assert done["noisy.png"]["model"] == "fitvnet-spatial.camera"
+    assert done["clip.mp4"]["model"] == "fitvnet.aligned"
     assert (tmp_path / "out" / "deep" / "noisy.png").exists()
     assert len(times_of(tmp_path / "out" / "clip.mp4")) == 4

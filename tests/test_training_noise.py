@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from models.training.material import read_material
-from models.training.noise import Camera, Either, Gaussian, stratified
+from models.training.noise import Camera, Either, Gaussian, Subsampled, stratified
 from models.training.recipes import RECIPES
 from models.training.trainer import train
 
@@ -48,6 +48,33 @@ def test_in_linear_light_camera_noise_grows_with_brightness():
         clean = torch.full_like(GREY, level)
         deviations.append(float((camera(clean, 4)[0] ** 2.2 - clean**2.2).std()))
     assert deviations[0] < 0.6 * deviations[1] < deviations[1] < deviations[2]
+
+
+@pytest.mark.parametrize("jpeg_share", [0.0, 1.0])
+def test_in_subsampled_noise_four_pixels_share_a_colour_and_none_its_brightness(jpeg_share):
+    noise = Subsampled(Gaussian((0.1, 0.1)), jpeg_share=jpeg_share, jpeg_quality=(98, 99))
+    clean = torch.full((16, 2, 3, 32, 32), 0.5)
+    noisy, sigma = noise(clean, 3)
+    assert torch.equal(noisy, noise(clean, 3)[0])
+    assert torch.allclose(noisy * 255, (noisy * 255).round(), atol=1e-3)
+    assert torch.equal(sigma, torch.full((16,), 0.1))
+    luma = (noisy * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(2)
+    red = noisy[:, :, 0] - luma
+    assert abs(neighbours_agree(luma)) < 0.1
+    assert neighbours_agree(red) > 0.4
+    assert not torch.equal(noisy[0], noisy[1])
+
+
+def test_what_was_grey_stays_nearly_grey_when_its_colours_are_subsampled():
+    clean = torch.rand(4, 1, 1, 16, 16, generator=torch.Generator().manual_seed(1)).expand(-1, -1, 3, -1, -1)
+    noisy, _ = Subsampled(Gaussian((0.0, 0.0)), jpeg_share=0.0)(clean, 2)
+    assert (noisy - clean).abs().max() < 1.5 / 255
+
+
+def neighbours_agree(planes):
+    """Correlation of pixels side by side."""
+    centred = planes - planes.mean()
+    return float((centred[..., 1:] * centred[..., :-1]).mean() / centred.square().mean())
 
 
 def test_either_gives_each_kind_its_share_of_a_batch():

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from models.networks.light import linear_slope, to_linear, to_srgb
 
+_TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # ITU-R BT.601
 SRGB_GAMMA = 2.2  # the curve of sRGB without its straight foot
 
 
@@ -185,6 +186,34 @@ class Camera:
 
 
 @dataclass(frozen=True, slots=True)
+class Subsampled:
+    """White noise in a file whose colours have half the picture's resolution, as in nearly every video and most JPEGs.
+
+    In 4:2:0 four pixels share one value of each difference of colour, and their noise of it with it: a network that
+    knows noise by the pixels' not agreeing takes that for the picture. Readers scale the colours up by repetition or
+    bilinearly, half of the examples each. The matrix is that of ITU-R BT.601, at full range.
+    """
+
+    gaussian: Gaussian
+    jpeg_share: float = 0.4  # of the examples; the others lose nothing more
+    jpeg_quality: tuple[int, int] = (60, 99)
+
+    def __call__(self, clean: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        noisy, sigma = self.gaussian(clean, seed)
+        generator = torch.Generator(clean.device).manual_seed(seed + 1)
+        draw = _Draw(len(clean), generator)
+        is_smooth, is_jpeg = draw.uniform(0.0, 1.0) < 0.5, draw.uniform(0.0, 1.0) < self.jpeg_share
+        quality = draw.uniform(*self.jpeg_quality)
+        subsampled = torch.empty_like(noisy)
+        for index, example in enumerate(noisy.clamp(0, 1)):
+            if is_jpeg[index]:
+                subsampled[index] = _through_jpeg(example, round(float(quality[index])), subsampled=True)
+            else:
+                subsampled[index] = _subsampled(example, "bilinear" if is_smooth[index] else "nearest")
+        return subsampled, sigma
+
+
+@dataclass(frozen=True, slots=True)
 class SignalDependent:
     """Noise of a sensor: in linear light and of variance `shot * q + read ** 2`, where q is what the pixel holds there.
 
@@ -258,6 +287,17 @@ class _Draw:
         return [int(one) for one in drawn]
 
 
+def _subsampled(frames: Tensor, mode: str) -> Tensor:
+    """[T, 3, H, W] RGB, H and W even, to what is left of it in 8 bits of 4:2:0."""
+    to_rgb = torch.linalg.inv(to_ycc := frames.new_tensor(_TO_YCC))
+    stored = torch.einsum("ij,tjhw->tihw", to_ycc, frames)
+    luma, colours = stored[:, :1], stored[:, 1:]
+    colours = (F.avg_pool2d(colours, 2) * 255).round() / 255
+    colours = F.interpolate(colours, scale_factor=2.0, mode=mode)
+    both = torch.cat([(luma * 255).round() / 255, colours], 1)
+    return (torch.einsum("ij,tjhw->tihw", to_rgb, both).clamp(0, 1) * 255).round() / 255
+
+
 def _demosaiced(noise: Tensor, phases: list[int]) -> Tensor:
     """Noise of every site to what bilinear interpolation makes of it: of each colour only its own sites count."""
     height, width = noise.shape[-2:]
@@ -294,12 +334,11 @@ def _smoothed(noise: Tensor, share: Tensor) -> Tensor:
     return noise
 
 
-def _through_jpeg(frames: Tensor, quality: int) -> Tensor:
-    """[T, 3, H, W] as a JPEG file gives them back."""
+def _through_jpeg(frames: Tensor, quality: int, *, subsampled: bool = False) -> Tensor:
+    """[T, 3, H, W] as a JPEG file of 4:4:4 gives them back, which better cameras write; or as one of 4:2:0 does."""
     kept = []
     for frame in (frames.movedim(1, -1).cpu() * 255).round().to(torch.uint8).numpy():
         file = io.BytesIO()
-        # 4:4:4 as better cameras write it; 4:2:0 would take detail away that nobody could restore
-        Image.fromarray(frame).save(file, "JPEG", quality=quality, subsampling=0)
+        Image.fromarray(frame).save(file, "JPEG", quality=quality, subsampling=2 if subsampled else 0)
         kept.append(torch.from_numpy(np.asarray(Image.open(file)).copy()))
     return (torch.stack(kept).movedim(-1, 1) / 255).to(frames)

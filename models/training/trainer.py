@@ -132,10 +132,10 @@ class CleanSource:
         else:
             clean = material.clip_crops(rng, phase.batch, recipe.frames, phase.size_px, recipe.footage_share)
         clean = clean.to(self._device)
-        greys = round(recipe.grey_share * len(clean))
-        clean[:greys] = grey_of(clean[:greys])
+        greys = _some(rng, recipe.grey_share, len(clean)) if recipe.grey_share else []
+        clean[greys] = grey_of(clean[greys])
         noisy, sigma = recipe.noise(clean, int(rng.integers(2**62)))
-        noisy[:greys] = noisy[:greys, :, 1:2]
+        noisy[greys] = noisy[greys, :, 1:2].expand(-1, -1, 3, -1, -1)
         if of_pairs:
             taken_noisy, taken_clean = material.pair_crops(rng, of_pairs, phase.size_px)
             noisy = torch.cat([noisy, taken_noisy.to(self._device)])
@@ -161,6 +161,11 @@ class CleanSource:
             taken_noisy, taken_clean = held.pair_crops(rng, 16, size_px)
             examples[WATCHED_PAIRS] = (taken_noisy, taken_noisy.new_zeros(16), taken_clean)
         return {name: _psnr_db(restore(noisy, sigma), clean) for name, (noisy, sigma, clean) in examples.items()}
+
+
+def _some(rng: np.random.Generator, share: float, count: int) -> list[int]:
+    """That share of so many examples: small batches have it over many steps. Anywhere: their order tells the noise."""
+    return [int(one) for one in rng.permutation(count)[: int(share * count + rng.random())]]
 
 
 def grey_of(clean: Tensor) -> Tensor:

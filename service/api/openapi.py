@@ -53,7 +53,7 @@ def _record(**changes: Any) -> Record:
         id=JOB_ID,
         kind="image",
         lane=Lane.IMAGE_INTERACTIVE,
-        model="fitvnet-spatial",
+        model="fitvnet-spatial.camera",
         options=Options(sigma=25.0),
         input_blob="unseen",
         input=InputFacts(content_type="image/png", bytes=186_211, width=481, height=321),
@@ -133,7 +133,7 @@ _DETAILS = {
     413: "the request body has 3221225472 bytes or more; at most 2147483648 are accepted",
     415: "file is video/mp4, and here images are taken. Send videos to POST /jobs/video",
     416: "the result has 148902 bytes; the range bytes=200000- begins behind them",
-    422: "sigma is 900; model fitvnet-spatial takes 0 to 55 (noise level on the 8-bit scale)",
+    422: "sigma is 900; model fitvnet-spatial.camera takes 0 to 55 (noise level on the 8-bit scale)",
     429: "600 requests a minute are allowed; this request will fit in 2 s",
     503: "no worker is ready",
 }

@@ -180,7 +180,12 @@ class Denoiser:
             return self._run_tiled(stage, planes, level, urgency, tally)
 
         for planes in restore_stream(
-            self.spec.stages, run, frames, goes_on_before=goes_on_before, goes_on_after=goes_on_after
+            self.spec.stages,
+            run,
+            frames,
+            aligned=self.spec.aligned,
+            goes_on_before=goes_on_before,
+            goes_on_after=goes_on_after,
         ):
             yield planes[: self.spec.channels]
 

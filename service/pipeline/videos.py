@@ -369,10 +369,10 @@ def _notes_on_grey(denoiser: Denoiser) -> list[str]:
     spec = denoiser.spec
     if not spec.weights or "grey" in spec.taught:
         return []
-    taught = ", ".join(other.name for other in CATALOGUE.values() if other.weights and "grey" in other.taught)
+    taught = (other for other in CATALOGUE.values() if other.weights and "grey" in other.taught)
+    names = ", ".join(other.name for other in taught if other.kind == spec.kind)
     return [
-        f"{_IS_GREY}, and {spec.name} was taught on colours: it leaves most of a grey noise; taught on that, though "
-        f"frame by frame, is {taught}"
+        f"{_IS_GREY}, and {spec.name} was taught on colours: it leaves most of a grey noise; taught on that: {names}"
     ]
 
 

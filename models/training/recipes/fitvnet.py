@@ -7,12 +7,15 @@ are trained end to end from fresh weights, as section 4.1 has it, and differ in 
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.networks.fitvnet import FITVNet
-from models.training.noise import Gaussian, Mixed, per_example
+from models.networks.toflow import warped
+from models.training.noise import Camera, Either, Gaussian, Mixed, Subsampled, per_example
 from models.training.recipe import (
+    BLIND_GAUSSIAN,
     GAUSSIAN_LEVELS,
     Phase,
     Recipe,
@@ -25,12 +28,24 @@ from models.training.recipe import (
 
 EPOCHS = 40  # section 4.1; they are spread over the run
 ENLARGED_ALPHA = 10.0
+IN_FILES = Either(((Camera(), 0.35), (Subsampled(BLIND_GAUSSIAN), 0.35), (BLIND_GAUSSIAN, 0.3)))
+IN_FILES_WATCHED = {
+    "camera": Camera(),
+    "subsampled": Subsampled(Gaussian((25 / 255, 25 / 255))),
+    "25": GAUSSIAN_LEVELS["25"],
+    "50": GAUSSIAN_LEVELS["50"],
+}
 VIMEO_MIXED = Mixed(Gaussian((25.5 / 255, 25.5 / 255)), (0.1, 0.1))  # section 4.1
 
 
 def restore_clip(network: nn.Module, noisy: Tensor, sigma: Tensor) -> Tensor:
     """Run the cascade over T frames, every stage once a frame; yields the middle T - 4."""
     return _cascade(network, noisy, sigma)[1]
+
+
+def restore_aligned_clip(network: nn.Module, noisy: Tensor, sigma: Tensor) -> Tensor:
+    """As `restore_clip`, each neighbour laid over the middle of its triplet, by the motion of the cleaned frames."""
+    return _cascade(network, noisy, sigma, aligned=True)[1]
 
 
 def joint_error(network: nn.Module, noisy: Tensor, sigma: Tensor, clean: Tensor, progress: float) -> Tensor:
@@ -85,10 +100,13 @@ def _noisy_again(clean: Tensor, sigma: Tensor) -> Tensor:
     return clean + per_example(sigma) * torch.randn_like(clean)
 
 
-def _cascade(network: nn.Module, noisy: Tensor, sigma: Tensor, *, apart: bool = False) -> tuple[Tensor, Tensor]:
+def _cascade(
+    network: nn.Module, noisy: Tensor, sigma: Tensor, *, apart: bool = False, aligned: bool = False
+) -> tuple[Tensor, Tensor]:
     """[N, T, 3, H, W] noisy to what the spatial module makes of T frames, and the blocks of the middle T - 4.
 
-    Where they are taught apart, what the blocks are told does not reach the spatial module.
+    Where they are taught apart, what the blocks are told does not reach the spatial module. Where they are to be
+    aligned, a frame's neighbours are laid over it before a block reads them; both blocks go by the same motion.
     """
     assert isinstance(network, FITVNet)
     spatial, first, second = network.stages()
@@ -97,10 +115,41 @@ def _cascade(network: nn.Module, noisy: Tensor, sigma: Tensor, *, apart: bool = 
     spatial_only = frames[:, :, :3]
     if apart:
         frames = frames.detach()
+    motion = _motion(spatial_only) if aligned else None
     for stage in (first, second):
-        triplets = torch.stack([frames[:, t : t + 3].flatten(1, 2) for t in range(frames.shape[1] - 2)], 1)
+        middles = range(1, frames.shape[1] - 1)
+        if motion is None:
+            triplets = torch.stack([frames[:, t - 1 : t + 2].flatten(1, 2) for t in middles], 1)
+        else:
+            skipped = (length - frames.shape[1]) // 2
+            triplets = torch.stack(
+                [
+                    torch.cat(
+                        [
+                            warped(frames[:, t - 1], motion[:, t + skipped - 1, 0]),
+                            frames[:, t],
+                            warped(frames[:, t + 1], motion[:, t + skipped - 1, 1]),
+                        ],
+                        1,
+                    )
+                    for t in middles
+                ],
+                1,
+            )
         frames = stage(triplets.flatten(0, 1), sigma).unflatten(0, (count, triplets.shape[1]))
     return spatial_only, frames
+
+
+def _motion(frames: Tensor) -> Tensor:
+    """[N, T, 3, H, W] cleaned to [N, T - 2, 2, 2, H, W]: from each but the outer ones to the one before and after."""
+    from models.motion import flow_between  # OpenCV; the other recipes do without
+
+    planes = frames.detach().float().cpu().numpy()
+    found = [
+        [[flow_between(clip[t], clip[t + step]) for step in (-1, 1)] for t in range(1, len(clip) - 1)]
+        for clip in planes
+    ]
+    return torch.from_numpy(np.moveaxis(np.asarray(found, np.float32), -1, 3).copy()).to(frames.device)
 
 
 ADAPTED_SPATIAL = Recipe(
@@ -135,6 +184,18 @@ FITVNET_SPATIAL_GREY = replace(
     grey_share=0.25,
     learning_rate=4e-4,
     unsupervised=None,
+)
+
+# Likewise. Noise of cameras and of files with colours of half the resolution, real pairs, and plain noise, grey or not.
+FITVNET_SPATIAL_CAMERA = replace(
+    FITVNET_SPATIAL_GREY,
+    name="fitvnet-spatial.camera",
+    network="fitvnet-spatial.camera",
+    phases=(Phase(0.0, 96, 8), Phase(0.8, 128, 6)),
+    noise=IN_FILES,
+    watched=IN_FILES_WATCHED,
+    grey_share=0.2,
+    pair_share=0.2,
 )
 
 ADAPTED = Recipe(
@@ -173,6 +234,23 @@ FITVNET = Recipe(
     frozen=("spatial",),  # so that image and video denoiser share it
     unsupervised=ADAPTED,
     source="FITVNet equation (9), after equation (7)",
+)
+
+# To be started from the finished weights of `fitvnet`. Motion is found by OpenCV, which a bare GPU machine may lack.
+FITVNET_ALIGNED = replace(
+    FITVNET,
+    name="fitvnet.aligned",
+    network="fitvnet.aligned",
+    restore=restore_aligned_clip,
+    objective=supervised(restore_aligned_clip, l2_norm),
+    phases=(Phase(0.0, 96, 3), Phase(0.6, 128, 2)),
+    footage_share=0.6,
+    grey_share=0.2,
+    noise=IN_FILES,
+    watched=IN_FILES_WATCHED,
+    starts_from={"spatial": "fitvnet-spatial.camera"},
+    unsupervised=None,
+    source="FITVNet equation (9), after equation (7), on neighbours laid over the frame",
 )
 
 FITVNET_JOINT = replace(  # gives one file, the spatial module in it
@@ -227,7 +305,9 @@ FITVNET_UNSUPERVISED = replace(
 RECIPES = (
     FITVNET_SPATIAL,
     FITVNET_SPATIAL_GREY,
+    FITVNET_SPATIAL_CAMERA,
     FITVNET,
+    FITVNET_ALIGNED,
     FITVNET_JOINT,
     FITVNET_JSC,
     FITVNET_JSN,
