@@ -47,7 +47,8 @@ def restore_stream(
         stages: a cascade; stages with a window of one come first.
         run: computes a stage on one window.
         frames: [C, H, W] each, oldest first.
-        aligned: windows, of three, are; the first result of a cascade with such is the cleaned frame.
+        aligned: the outer two of each window, which has three, are laid over the middle one. The first three planes of
+            what is in a window are a cleaned frame.
         goes_on_before: the first frames are neighbours only.
         goes_on_after: the last frames are.
     """
