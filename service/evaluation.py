@@ -7,7 +7,6 @@ denoiser that must be told the level is told the true one, of other noise than G
 pairs, where nobody knows it, it is estimated.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from service.errors import BadInput
 from service.media.video import VideoReader
 from service.pipeline.denoiser import Denoiser, to_planes
 from service.pipeline.shelf import Shelf
-from service.processes import usable_cores
+from service.processes import processor, usable_cores
 from service.settings import Settings
 from trtbuild.engine import Array
 from trtbuild.open import backends
@@ -246,11 +245,8 @@ def _machine(denoiser: Denoiser) -> str:
 
         if torch.cuda.is_available():
             return torch.cuda.get_device_name()
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.is_file() else []
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    features = [one for one in CPU_FEATURES if one in told.get("flags", "").split()]
-    return " ".join([told.get("model name") or platform.processor() or platform.machine(), *features])
+    name, features = processor()
+    return " ".join([name, *(one for one in CPU_FEATURES if one in features)])
 
 
 def _pixels(one: Array, other: Array) -> tuple[Array, Array]:

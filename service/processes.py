@@ -1,8 +1,10 @@
 """What does the system tell about processes, and how is a child tied to its parent?"""
 
 import ctypes
+import functools
 import math
 import os
+import platform
 import signal
 import sys
 import threading
@@ -66,3 +68,13 @@ def usable_cores() -> int:
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
         cores = min(cores, math.ceil(quota / period))
     return max(1, cores)
+
+
+@functools.cache
+def processor() -> tuple[str, frozenset[str]]:
+    """Its name and what it can do, as Linux tells both (`avx2`); elsewhere a name at most."""
+    facts = _PROC / "cpuinfo"
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    return name, frozenset(told.get("flags", "").split())

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from models.training.material import read_material
-from models.training.noise import Camera, Either, Gaussian, Subsampled, stratified
+from models.training.noise import Camera, Compressed, Either, Gaussian, Subsampled, stratified
 from models.training.recipes import RECIPES
 from models.training.trainer import train
 
@@ -75,6 +75,33 @@ def neighbours_agree(planes):
     """Correlation of pixels side by side."""
     centred = planes - planes.mean()
     return float((centred[..., 1:] * centred[..., :-1]).mean() / centred.square().mean())
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_codec_takes_noise_away_and_smooths_the_rest_the_more_the_less_it_may_keep(frames):
+    waves = torch.sin(torch.arange(64) / 7)
+    clean = (0.5 + 0.2 * waves[:, None] * waves).expand(4, frames, 3, -1, -1).contiguous()
+    within = Gaussian((0.08, 0.08), recorded_share=1.0)
+    left, agree = [], []
+    for crf in (10.0, 36.0):
+        noise = Compressed(within, crf=(crf, crf), still_share=0.5)
+        noisy, sigma = noise(clean, 5)
+        assert noisy.shape == clean.shape
+        assert torch.equal(noisy, noise(clean, 5)[0])
+        assert not torch.equal(noisy, noise(clean, 6)[0])
+        assert torch.equal(sigma, torch.full((4,), 0.08))
+        left.append(float((noisy - clean).square().mean().sqrt()))
+        agree.append(neighbours_agree(noisy - clean))
+    assert left[1] < 0.7 * left[0]
+    assert left[0] < 0.085
+    assert agree[1] > agree[0] + 0.3
+
+
+def test_a_single_frame_comes_back_from_the_codec_where_it_was():
+    ramp = torch.linspace(0.2, 0.8, 64)
+    clean = (ramp[:, None] * ramp).expand(8, 1, 3, -1, -1).contiguous()
+    noisy, _ = Compressed(Gaussian((0.0, 0.0)), crf=(4.0, 6.0), still_share=0.0)(clean, 3)
+    assert (noisy - clean).abs().mean() < 1.5 / 255
 
 
 def test_either_gives_each_kind_its_share_of_a_batch():

@@ -521,3 +521,22 @@ def test_a_result_that_cannot_be_written_is_refused_with_what_can(asked, told):
 )
 def test_a_result_that_can_be_written_is_accepted(asked):
     validate_output(*asked)
+
+
+def test_the_same_frames_give_the_same_film(tmp_path, target):
+    rng = np.random.default_rng(3)
+    source = tmp_path / "noisy.mkv"
+    with av.open(str(source), "w") as out:
+        stream = out.add_stream("ffv1", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+        for step in range(6):
+            panned = photo(128, 128)[2 * step :, 3 * step :][:96, :96]
+            noisy = (panned + rng.normal(0, 20, panned.shape)).clip(0, 255).astype(np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(noisy, format="rgb24")))
+        out.mux(stream.encode())
+    films = set()
+    for _ in range(30):
+        copied(source, target, "mp4", "h264")
+        films.add(target.read_bytes())
+        [rng.random(int(rng.integers(1_000, 60_000))) for _ in range(10)]  # the encoder finds other things in memory
+    assert len(films) == 1

@@ -8,6 +8,7 @@ example share theirs. `models/noise.py` has their like for measuring.
 import io
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
@@ -214,6 +215,46 @@ class Subsampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Compressed:
+    """Another noise in a film that H.264 has been at: 8-bit 4:2:0, moved along, blurred and in part thrown away.
+
+    A codec takes for motion, or for nothing, what it cannot afford to keep of noise; what is left of it is smooth,
+    lies in blocks, and stays where it was for frames on end. A clip is encoded as it is. A single frame is made a clip
+    that stands still or pans, its edges meeting, and one of that clip's frames is taken. Encoded by x264 through PyAV,
+    which other recipes do without.
+    """
+
+    within: Noise
+    crf: tuple[float, float] = (10.0, 30.0)  # x264's constant rate factor; 23 is its own choice
+    frames: int = 6  # of the clip that a single frame is made
+    still_share: float = 0.4
+    fastest_px: int = 6  # a frame, each way
+
+    def __call__(self, clean: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        draw = _Draw(len(clean), torch.Generator(clean.device).manual_seed(seed + 1))
+        crf = draw.uniform(*self.crf).tolist()
+        if clean.shape[1] > 1:
+            noisy, sigma = self.within(clean, seed)
+            return torch.stack([_through_h264(clip, rate) for clip, rate in zip(noisy, crf, strict=True)]), sigma
+        is_still = draw.uniform(0.0, 1.0) < self.still_share
+        down, across = ([one - self.fastest_px for one in draw.whole(2 * self.fastest_px + 1)] for _ in range(2))
+        paths = [
+            [(0, 0) if still else (y * t, x * t) for t in range(self.frames)]
+            for still, y, x in zip(is_still.tolist(), down, across, strict=True)
+        ]
+        panned = [
+            torch.stack([one[0].roll(step, (-2, -1)) for step in path]) for one, path in zip(clean, paths, strict=True)
+        ]
+        noisy, sigma = self.within(torch.stack(panned), seed)
+        taken = draw.whole(self.frames)
+        kept = [
+            _through_h264(clip, rate)[t].roll((-path[t][0], -path[t][1]), (-2, -1))
+            for clip, rate, path, t in zip(noisy, crf, paths, taken, strict=True)
+        ]
+        return torch.stack(kept)[:, None], sigma
+
+
+@dataclass(frozen=True, slots=True)
 class SignalDependent:
     """Noise of a sensor: in linear light and of variance `shot * q + read ** 2`, where q is what the pixel holds there.
 
@@ -342,3 +383,25 @@ def _through_jpeg(frames: Tensor, quality: int, *, subsampled: bool = False) -> 
         Image.fromarray(frame).save(file, "JPEG", quality=quality, subsampling=2 if subsampled else 0)
         kept.append(torch.from_numpy(np.asarray(Image.open(file)).copy()))
     return (torch.stack(kept).movedim(-1, 1) / 255).to(frames)
+
+
+def _through_h264(frames: Tensor, crf: float) -> Tensor:
+    """[T, 3, H, W], H and W even, as a film encoded by x264 at that rate factor gives them back."""
+    import av
+
+    writer = av.VideoCodecContext.create("libx264", "w")
+    writer.height, writer.width = frames.shape[-2:]
+    writer.pix_fmt, writer.time_base, writer.framerate = "yuv420p", Fraction(1, 24), Fraction(24)
+    writer.thread_count = 1
+    # Where bits go by what later frames take from a block, x264's AVX-512 code gives now this film, now that.
+    writer.options = {"crf": f"{crf:.2f}", "preset": "veryfast", "x264-params": "mbtree=0"}
+    packets = []
+    for index, pixels in enumerate((frames.clamp(0, 1).movedim(1, -1).cpu() * 255).round().to(torch.uint8).numpy()):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame.pts = index
+        packets += writer.encode(frame)
+    packets += writer.encode(None)
+    reader = av.VideoCodecContext.create("h264", "r")
+    film = [frame for packet in (*packets, None) for frame in reader.decode(packet)]
+    kept = np.stack([frame.to_ndarray(format="rgb24") for frame in film])
+    return (torch.from_numpy(kept).movedim(-1, 1) / 255).to(frames)

@@ -26,6 +26,7 @@ from service.media.hdr import encoder_options
 from service.media.head import TOP_FIRST, VideoHead, depth_of
 from service.media.planes import Pixels, layout_of
 from service.media.tracks import foreign_tags
+from service.processes import processor
 
 MUXERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm"}
 MILLISECOND_MUXERS = ("mkv", "webm")
@@ -97,6 +98,10 @@ class Encoder:
         field_order = self._field_order(like)
         if field_order is not None and codec == "h264":
             _add(options, "x264-params", "tff=1" if field_order == TOP_FIRST else "bff=1")
+        if codec == "h264" and "avx512f" in processor()[1]:
+            # x264's AVX-512 code made up to four films of the same frames (PyAV 18.1.0, macroblock tree on), that for
+            # AVX2 one in 40 runs, no slower: 12.8 ms of CPU a frame of 854x480 against 13.5.
+            _add(options, "x264-params", "asm=AVX2")
         stream = out.add_stream(spec.name, rate=rate, options=options)
         assert isinstance(stream, VideoStream)
         self.stream = stream

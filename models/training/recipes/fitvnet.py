@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.networks.fitvnet import FITVNet
 from models.networks.toflow import warped
-from models.training.noise import Camera, Either, Gaussian, Mixed, Noise, Subsampled, per_example
+from models.training.noise import Camera, Compressed, Either, Gaussian, Mixed, Noise, Subsampled, per_example
 from models.training.recipe import (
     BLIND_GAUSSIAN,
     GAUSSIAN_LEVELS,
@@ -28,10 +28,12 @@ from models.training.recipe import (
 
 EPOCHS = 40  # section 4.1; they are spread over the run
 ENLARGED_ALPHA = 10.0
-IN_FILES = Either(((Camera(), 0.35), (Subsampled(BLIND_GAUSSIAN), 0.35), (BLIND_GAUSSIAN, 0.3)))
+FILMED = Compressed(Either(((Camera(), 0.4), (Gaussian((0.0, 40 / 255), recorded_share=1.0), 0.6))))
+IN_FILES = Either(((Camera(), 0.3), (Subsampled(BLIND_GAUSSIAN), 0.25), (FILMED, 0.2), (BLIND_GAUSSIAN, 0.25)))
 IN_FILES_WATCHED: dict[str, Noise] = {
     "camera": Camera(),
     "subsampled": Subsampled(Gaussian((25 / 255, 25 / 255))),
+    "compressed": Compressed(Gaussian((20 / 255, 20 / 255), recorded_share=1.0), crf=(24.0, 24.0)),
     "25": GAUSSIAN_LEVELS["25"],
     "50": GAUSSIAN_LEVELS["50"],
 }
