@@ -2,7 +2,7 @@
 
 The noise is drawn with a fixed seed on frames of 8 bits, then encoded; the clean frames are kept without loss.
 
-    python benchmarks/codec.py FRAMES [--models fitvnet.aligned,fitvnet] [--crf 10,20,28] [--sigma 20] [--frames 12]
+    python benchmarks/codec.py FRAMES [--models fitvnet.camera,fitvnet] [--crf 10,20,28] [--sigma 20] [--frames 12]
 """
 
 import argparse

@@ -22,7 +22,7 @@ from models.noise_level import measure_noise
 from models.quality import psnr_db
 from models.quality_estimate import Evidence
 from service.pipeline.denoiser import Denoiser, to_pixels, to_planes
-from service.pipeline.probing import places_in, probe_picture, probe_window, textures_seen
+from service.pipeline.probing import margin_for, places_in, probe_picture, probe_window, textures_seen
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
 
@@ -119,10 +119,11 @@ def _show_video(folder: Path, name: str, levels: Sequence[float]) -> None:
             evidence, true = Evidence(), []
             for middle in (3, 5, 7):
                 noise, seen = measure_noise(planes[middle]), textures_seen(planes[middle])
-                places = places_in(*planes[0].shape[1:], count=4)
+                places = places_in(*planes[0].shape[1:], count=4, margin_px=margin_for(denoiser))
                 window = planes[middle - reach : middle + reach + 1]
                 cuts = [
-                    [place.of(frame) for frame in window] for place in (places[middle % 2], places[-1 - middle % 2])
+                    (place, [place.of(frame) for frame in window])
+                    for place in (places[middle % 2], places[-1 - middle % 2])
                 ]
                 evidence.add(probe_window(denoiser, cuts, noise, seen, sigma=None, seed=middle))
                 eight_bits = to_pixels(restored[middle], np.dtype(np.uint8), np.float32(255))

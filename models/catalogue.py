@@ -90,7 +90,7 @@ _TRAINED_SIGMA = (0.0, 55 / 255)
 FITVNET = DenoiserSpec(
     name="fitvnet",
     kind="video",
-    title="FITVNet: a spatial U-Net, then two spatiotemporal U-Nets over five frames",
+    title="FITVNet: a spatial U-Net, then two spatiotemporal ones over five frames, laid over the one in the middle",
     stages=(
         _FITVNET_SPATIAL,
         StageSpec(
@@ -114,9 +114,18 @@ FITVNET = DenoiserSpec(
             macs_per_pixel=159_048,
         ),
     ),
+    aligned=True,
     trained_sigma=_TRAINED_SIGMA,
-    source=_FITVNET_SOURCE,
+    source=f"{_FITVNET_SOURCE}; motion: Kroeger et al. 2016, arXiv:1603.03590",
     weights=("fitvnet-spatial", "fitvnet"),
+)
+# As the paper has it: its blocks are to find what moved by themselves. They look a few pixels far.
+FITVNET_PLAIN = replace(
+    FITVNET,
+    name="fitvnet.plain",
+    title="FITVNet, neighbours where they are",
+    aligned=False,
+    source=_FITVNET_SOURCE,
 )
 
 FITVNET_SPATIAL = DenoiserSpec(
@@ -129,36 +138,24 @@ FITVNET_SPATIAL = DenoiserSpec(
     weights=("fitvnet-spatial",),
     for_grey="fitvnet-spatial.camera",
 )
-FITVNET_SPATIAL_GREY = replace(
-    FITVNET_SPATIAL,
-    name="fitvnet-spatial.grey",
-    title="FITVNet's spatial module, for grey pictures too",
-    stages=(replace(_FITVNET_SPATIAL, name="fitvnet-spatial.grey", halo_px=96),),
-    taught=("gaussian", "grey"),
-    weights=("fitvnet-spatial.grey",),
-    for_grey=None,
-)
-
 # What uploads have in them: noise of cameras, noise whose colours a file stored at half the resolution, grey films.
 _IN_FILES: tuple[Taught, ...] = ("camera", "gaussian", "grey")
 FITVNET_SPATIAL_CAMERA = replace(
-    FITVNET_SPATIAL_GREY,
+    FITVNET_SPATIAL,
     name="fitvnet-spatial.camera",
     title="FITVNet's spatial module, for noise as files have it: of cameras, in 4:2:0 and JPEG, grey, and plain",
     stages=(replace(_FITVNET_SPATIAL, name="fitvnet-spatial.camera", halo_px=96),),
     taught=_IN_FILES,
     weights=("fitvnet-spatial.camera",),
+    for_grey=None,
 )
 
-# Not of the paper, whose blocks are to find what moved by themselves: they look a few pixels far.
-FITVNET_ALIGNED = replace(
+FITVNET_CAMERA = replace(
     FITVNET,
-    name="fitvnet.aligned",
-    title="FITVNet over noise as files have it, each frame's neighbours first laid over it along their motion",
+    name="fitvnet.camera",
+    title="FITVNet over noise as files have it",
     stages=(*FITVNET_SPATIAL_CAMERA.stages, *FITVNET.stages[1:]),
-    aligned=True,
     taught=_IN_FILES,
-    source=f"{_FITVNET_SOURCE}; motion: Kroeger et al. 2016, arXiv:1603.03590",
     weights=("fitvnet-spatial.camera", "fitvnet"),
 )
 
@@ -586,9 +583,9 @@ TOFLOW = DenoiserSpec(
 
 _ALL = (
     FITVNET,
-    FITVNET_ALIGNED,
+    FITVNET_PLAIN,
+    FITVNET_CAMERA,
     FITVNET_SPATIAL,
-    FITVNET_SPATIAL_GREY,
     FITVNET_SPATIAL_CAMERA,
     DNCNN,
     PRIDNET,
@@ -621,7 +618,7 @@ _ALL = (
 )
 DESCRIBED: dict[str, DenoiserSpec] = {spec.name: spec for spec in _ALL}
 CATALOGUE: dict[str, DenoiserSpec] = {name: spec for name, spec in DESCRIBED.items() if spec.shipped}  # can be served
-AUTO: dict[Kind, str] = {"image": FITVNET_SPATIAL_CAMERA.name, "video": FITVNET_ALIGNED.name}  # what `auto` stands for
+AUTO: dict[Kind, str] = {"image": FITVNET_SPATIAL_CAMERA.name, "video": FITVNET_CAMERA.name}  # what `auto` stands for
 
 
 def find(name: str, kind: Kind | None = None, own: Mapping[str, DenoiserSpec] | None = None) -> DenoiserSpec:

@@ -125,7 +125,7 @@ class Progress(_Frozen):
 class StageSeconds(_Frozen):
     decode: float = Field(0.0, description="Reading the input.")
     queue: float = Field(0.0, description="Waiting for a worker.")
-    infer: float = Field(0.0, description="In the engine.")
+    infer: float = Field(0.0, description="In the engine, and in laying a frame's neighbours over it.")
     encode: float = Field(0.0, description="Writing the result.")
 
 

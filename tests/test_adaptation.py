@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from models.catalogue import CATALOGUE, FITVNET, FITVNET_ALIGNED, SHIPPED_DIR
+from models.catalogue import CATALOGUE, FITVNET, FITVNET_CAMERA, SHIPPED_DIR
 from models.errors import UnknownDenoiser
 from models.networks.fitvnet import FITVNet
 from models.own import MOST_BYTES, Adaptation, BrokenDenoiser, Library, NameTaken, OwnDenoiser, sha256_of
@@ -26,7 +26,13 @@ from models.training.footage import check_clips, read_frames, spread_runs
 from models.training.noise_fit import NoiseFit, fit_noise
 from models.training.recipe import Phase, l2_norm, l2_norm_of_known, middle_of
 from models.training.recipes import RECIPES
-from models.training.recipes.fitvnet import ENLARGED_ALPHA, adapting_error, adapting_error_noisy, joint_error_noisy
+from models.training.recipes.fitvnet import (
+    ENLARGED_ALPHA,
+    adapting_error,
+    adapting_error_noisy,
+    joint_error_noisy,
+    restore_aligned_clip,
+)
 from models.training.unsupervised import FootageSource, Recorruption, adapt
 from models.weights import stage_modules
 from service.__main__ import app
@@ -209,7 +215,8 @@ def test_adapting_follows_equations_8_10_and_11(progress):
         restored = network(noisy.flatten(1, 2), sigma)[:, None]
         share = ENLARGED_ALPHA / (1 + 40 * progress) * float(l2_norm(spatial, target))
         as_paper = share + float(l2_norm(restored, spatial[:, 2:3]))
-        on_targets = share + float(l2_norm(restored, target[:, 2:3]))
+        aligned = restore_aligned_clip(network, noisy, sigma)
+        on_targets = share + float(l2_norm(aligned, target[:, 2:3]))
         assert float(adapting_error(network, noisy, sigma, target, progress)) == pytest.approx(as_paper, rel=1e-4)
         found = float(adapting_error_noisy(network, noisy, sigma, target, progress))
         assert found == pytest.approx(on_targets, rel=1e-4)
@@ -364,7 +371,7 @@ def test_a_denoiser_that_is_added_is_found_by_name_beside_the_catalogues(tmp_pat
     assert spec.frames == FITVNET.frames
     assert {stage.name for stage in spec.stages}.isdisjoint(stage.name for stage in FITVNET.stages)
     assert [spec.name for spec in library.specs()] == [*CATALOGUE, "night"]
-    assert library.find("auto", "video") == FITVNET_ALIGNED
+    assert library.find("auto", "video") == FITVNET_CAMERA
     assert "25.00 to 27.50 dB" in library.card_of("night").limits
     assert library.card_of("fitvnet").name == "fitvnet"
     with pytest.raises(UnknownDenoiser, match="needs neighbouring frames"):

@@ -263,7 +263,7 @@ def test_a_video_is_handed_in_with_what_its_header_says(api: httpx.Client) -> No
     answer = api.post("/jobs/video", files=upload, data={"format": "mkv", "codec": "ffv1", "sigma": "25"})
     assert answer.status_code == 202, answer.text
     document = JobDocument.model_validate(answer.json())
-    assert (document.kind, document.model) == ("video", "fitvnet.aligned")
+    assert (document.kind, document.model) == ("video", "fitvnet.camera")
     assert document.input.content_type == "video/mp4"
     assert (document.input.width, document.input.height, document.input.frames) == (32, 24, 3)
     assert (document.input.frame_rate, document.input.has_audio) == ("25/1", False)

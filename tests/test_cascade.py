@@ -8,7 +8,7 @@ import pytest
 
 from models.catalogue import StageSpec
 from service.pipeline import cascade
-from service.pipeline.cascade import mirrored, restore_stream, windows
+from service.pipeline.cascade import align, mirrored, restore_stream, windows
 
 HEAD = StageSpec(name="head", frames=1, halo_px=0, parameters=0, macs_per_pixel=0)
 FIRST = StageSpec(name="first", frames=3, halo_px=0, parameters=0, macs_per_pixel=0)
@@ -117,7 +117,7 @@ class Middle:
 
 def test_neighbours_of_aligned_windows_are_laid_over_the_middle_frame():
     along, apart = Middle(), Middle()
-    list(restore_stream((HEAD, FIRST, SECOND), along, panned(6), aligned=True))
+    list(restore_stream((HEAD, FIRST, SECOND), along, panned(6), align=align))
     list(restore_stream((HEAD, FIRST, SECOND), apart, panned(6)))
     assert max(along.apart) < 0.02 < 0.1 < min(apart.apart)
     assert along.seen == apart.seen  # and they stand where they stood, the planes beside the colours moved along
@@ -128,7 +128,7 @@ def test_the_motion_of_a_frame_is_found_once(monkeypatch):
     monkeypatch.setattr(
         cascade, "flow_between", lambda frame, other: found.append(1) or np.zeros((*frame.shape[1:], 2), np.float32)
     )
-    list(restore_stream((HEAD, FIRST, SECOND), Counting(), frames_of_noise(10), aligned=True))
+    list(restore_stream((HEAD, FIRST, SECOND), Counting(), frames_of_noise(10), align=align))
     assert len(found) == 2 * 12  # to both sides, also of the two frames beyond the ends
 
 
@@ -143,9 +143,9 @@ def test_the_parts_of_an_aligned_clip_give_the_frames_of_the_whole(cut):
         lead, trail = (2 if start else 0), (2 if stop < 9 else 0)
         part = frames[start - lead : stop + trail]
         pieces += restore_stream(
-            (HEAD, FIRST, SECOND), Counting(), part, aligned=True, goes_on_before=lead > 0, goes_on_after=trail > 0
+            (HEAD, FIRST, SECOND), Counting(), part, align=align, goes_on_before=lead > 0, goes_on_after=trail > 0
         )
-    whole = list(restore_stream((HEAD, FIRST, SECOND), Counting(), frames, aligned=True))
+    whole = list(restore_stream((HEAD, FIRST, SECOND), Counting(), frames, align=align))
     assert len(pieces) == len(whole)
     for one, piece in zip(whole, pieces, strict=True):
         np.testing.assert_array_equal(piece, one)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from models.catalogue import FITVNET, FITVNET_SPATIAL
+from models.catalogue import FITVNET, FITVNET_PLAIN, FITVNET_SPATIAL
 from models.noise_level import NoiseLevel, measure_noise
 from models.quality import psnr_db
 from models.quality_estimate import Evidence, Probe, change_for, evidence_of
@@ -15,7 +15,7 @@ from service.job import Options
 from service.pipeline.denoiser import Denoiser, to_planes
 from service.pipeline.halves import side_by_side, turned_by
 from service.pipeline.images import denoise_image
-from service.pipeline.probing import PLACES, SIDE_PX, places_in, probe_picture, probe_window, textures_seen
+from service.pipeline.probing import PLACES, SIDE_PX, margin_for, places_in, probe_picture, probe_window, textures_seen
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
 
@@ -119,11 +119,39 @@ def test_however_large_a_picture_is_a_few_places_are_looked_at(size):
     assert covered.max() == 1
 
 
+@pytest.mark.parametrize("size", [(129, 1200), (321, 481), (1080, 1920)])
+def test_what_surrounds_a_place_is_cut_out_with_it_and_not_looked_at(size):
+    planes = np.random.default_rng(3).random((3, *size), np.float32)
+    for bare, place in zip(places_in(*size), places_in(*size, margin_px=32), strict=True):
+        cut = place.of(planes)
+        assert np.array_equal(cut[:, *place.inside], bare.of(planes))
+        for axis, (inner, outer) in enumerate(((bare.rows, place.rows), (bare.columns, place.columns))):
+            assert outer == slice(max(0, inner.start - 32), min(size[axis], inner.stop + 32))
+
+
+def test_a_place_of_frames_that_are_laid_over_each_other_is_run_with_what_surrounds_it():
+    frames = [np.full((3, 400, 400), 0.1 * (index + 1), np.float32) for index in range(5)]
+    for spec, side in ((FITVNET, 192), (FITVNET_PLAIN, 128)):
+        engines = [Passing(stage) for stage in spec.stages]
+        passing = Denoiser(spec, engines, tile_px=512)
+        place = places_in(400, 400, margin_px=margin_for(passing))[4]
+        evidence = probe_window(
+            passing,
+            [(place, [place.of(frame) for frame in frames])],
+            STEADY,
+            textures_seen(frames[2]),
+            sigma=None,
+            seed=0,
+        )
+        assert {planes.shape[-2:] for planes in engines[0].seen} == {(side, side)}
+        assert evidence.values == 64  # blocks of 16x16 in 128x128
+
+
 def test_only_the_frame_in_the_middle_of_a_window_is_changed():
     engines = [Passing(stage) for stage in FITVNET.stages]
     passing = Denoiser(FITVNET, engines, tile_px=512)
     frames = [np.full((3, 64, 64), 0.1 * (index + 1), np.float32) for index in range(5)]
-    probe_window(passing, [frames], STEADY, textures_seen(frames[1]), sigma=None, seed=0)
+    probe_window(passing, [(places_in(64, 64)[0], frames)], STEADY, textures_seen(frames[1]), sigma=None, seed=0)
     spatial = engines[0].seen
     assert len(spatial) == 10  # five frames, twice
     changed = [bool(np.ptp(planes)) for planes in spatial]
@@ -148,7 +176,7 @@ def test_places_of_a_frame_count_as_often_as_their_like_is_met_in_it():
 
     def estimated(frame):
         seen = textures_seen(frame + noise[2][..., :64])
-        return probe_window(blurring, [window], level, seen, sigma=None, seed=0).psnr_db()[0]
+        return probe_window(blurring, [(places_in(64, 128)[0], window)], level, seen, sigma=None, seed=0).psnr_db()[0]
 
     assert estimated(still) > estimated(rough) + 3
 

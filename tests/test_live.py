@@ -42,7 +42,7 @@ from service.settings import Settings
 from trtbuild.engine import EngineFailed
 
 PATIENCE_S = 60.0
-SPEC = CATALOGUE["fitvnet.aligned"]
+SPEC = CATALOGUE["fitvnet.camera"]
 REACH = SPEC.frames // 2
 WIDTH, HEIGHT = 24, 16
 SETUP = pb.StreamSetup(width=WIDTH, height=HEIGHT)
@@ -483,7 +483,7 @@ def test_raw_frames_go_through_pipes(host, url, monkeypatch):
     assert output.buffer.getvalue() == b"".join(halved(one).tobytes() for one in noisy)
     assert (fed.frames, fed.dropped, fed.latency_frames, bar.done) == (4, 0, REACH, 4)
     assert 0 < fed.latency_p50_ms <= fed.latency_p95_ms
-    assert "- -> -: fitvnet.aligned on played fp32, 4 frames" in fed.line()
+    assert "- -> -: fitvnet.camera on played fp32, 4 frames" in fed.line()
 
 
 def test_a_pipe_that_ends_within_a_frame_or_tells_no_size_is_refused(host, url, monkeypatch, tmp_path):
@@ -535,7 +535,7 @@ def test_a_camera_gives_what_it_sees_now_and_drops_what_nobody_took(host, url, t
 
 @pytest.fixture(scope="module")
 def service():
-    with running_service(live_streams=1, threads=1, warm="fitvnet.aligned") as url:
+    with running_service(live_streams=1, threads=1, warm="fitvnet.camera") as url:
         yield url
 
 

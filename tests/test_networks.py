@@ -20,7 +20,7 @@ from models.networks.dncnn import DnCNN
 from models.networks.fitvnet import FITVNet, SpatialModule, SpatiotemporalBlock, noise_map
 from models.training.recipes.fitvnet import restore_aligned_clip, restore_clip
 from models.weights import build_network, cut_into_stages, load_network, stage_modules
-from service.pipeline.cascade import restore_stream
+from service.pipeline.cascade import align, restore_stream
 
 # FITVNet, Table 5: layer, N_out, how much smaller than the input its output is.
 TABLE_5 = [
@@ -195,7 +195,7 @@ def test_a_window_restored_at_once_is_the_window_restored_by_stages():
 
 def test_an_aligned_network_is_taught_on_what_a_stream_makes_of_its_windows():
     """Neighbours are laid over each other twice: in torch, where gradients pass, and by OpenCV."""
-    network, spec = network_of("fitvnet"), CATALOGUE["fitvnet.aligned"]
+    network, spec = network_of("fitvnet"), CATALOGUE["fitvnet"]
     modules = dict(zip(spec.stages, network.stages(), strict=True))
     torch.manual_seed(5)
     wide = functional.interpolate(torch.rand(1, 3, 15, 25), scale_factor=8, mode="bicubic").clamp(0, 1)
@@ -207,7 +207,7 @@ def test_an_aligned_network_is_taught_on_what_a_stream_makes_of_its_windows():
 
     with torch.no_grad():
         taught = restore_aligned_clip(network, clip, NO_SIGMA)[0]
-        streamed = list(restore_stream(spec.stages, run, list(clip[0].numpy()), aligned=True))[2:-2]
+        streamed = list(restore_stream(spec.stages, run, list(clip[0].numpy()), align=align))[2:-2]
         unaligned = restore_clip(network, clip, NO_SIGMA)[0]
     # OpenCV reads at steps of 1/32 pixel.
     torch.testing.assert_close(taught, torch.from_numpy(np.stack(streamed)), atol=5e-3, rtol=0)

@@ -349,6 +349,6 @@ def test_files_and_folders_are_denoised_without_a_server(tmp_path, photo, clips)
     assert ran.returncode == 1  # the text file is named, the others are done
     assert done["notes.txt"]["error"]
     assert done["noisy.png"]["model"] == "fitvnet-spatial.camera"
-    assert done["clip.mp4"]["model"] == "fitvnet.aligned"
+    assert done["clip.mp4"]["model"] == "fitvnet.camera"
     assert (tmp_path / "out" / "deep" / "noisy.png").exists()
     assert len(times_of(tmp_path / "out" / "clip.mp4")) == 4

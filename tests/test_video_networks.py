@@ -15,7 +15,8 @@ from models.catalogue import DESCRIBED
 from models.networks.blocks import TripletUNet
 from models.networks.drnn import DRNN, patches_of, placed
 from models.networks.fastdvdnet import DenoisingBlock, FastDVDnet
-from models.networks.toflow import FlowNetwork, TOFlow, apart, warped
+from models.networks.sampling import warped
+from models.networks.toflow import FlowNetwork, TOFlow, apart
 from models.quality import psnr_db
 from models.training.noise import PoissonGaussian
 from models.training.recipe import l1_norm

@@ -46,9 +46,9 @@ _KPN_PAPER: dict[str, Any] = {
 
 WIRINGS: dict[str, Wiring] = {
     "fitvnet": Wiring("models.networks.fitvnet", "FITVNet", {"fitvnet-spatial": "spatial"}),
-    "fitvnet.aligned": Wiring("models.networks.fitvnet", "FITVNet", {"fitvnet-spatial.camera": "spatial"}),
+    "fitvnet.plain": Wiring("models.networks.fitvnet", "FITVNet", {"fitvnet-spatial": "spatial"}),
+    "fitvnet.camera": Wiring("models.networks.fitvnet", "FITVNet", {"fitvnet-spatial.camera": "spatial"}),
     "fitvnet-spatial": Wiring("models.networks.fitvnet", "SpatialModule"),
-    "fitvnet-spatial.grey": Wiring("models.networks.fitvnet", "SpatialModule"),
     "fitvnet-spatial.camera": Wiring("models.networks.fitvnet", "SpatialModule"),
     "dncnn": Wiring("models.networks.dncnn", "DnCNN"),
     "drnn": Wiring("models.networks.drnn", "DRNN"),

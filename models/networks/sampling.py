@@ -56,6 +56,32 @@ def sample_clip(clip: Tensor, times: Tensor, rows: Tensor, columns: Tensor) -> T
     return before + (time - earlier)[:, None] * (after - before)
 
 
+def warped(neighbour: Tensor, flow: Tensor) -> Tensor:
+    """Read each pixel where the flow says, bilinearly; beyond the picture its edge goes on, as in TOFlow.
+
+    Args:
+        neighbour: [N, C, H, W].
+        flow: [N, 2, H, W] float32, in pixels to the right and down.
+
+    Returns:
+        [N, C, H, W] of the type of `neighbour`.
+    """
+    height, width = flow.shape[2:]
+    # Counted in integers first: TensorRT takes a range of floats only where its length is fixed.
+    across = torch.arange(width, device=flow.device).float()
+    down = torch.arange(height, device=flow.device).float()
+    pixels = torch.cat([flow[:, :1] + across, flow[:, 1:] + down[:, None]], 1)
+    # A division, a single number as a factor or an expansion is rewritten by OpenVINO, and what takes its place forgets
+    # that it is to stay float32; pairs of numbers, powers and sums are left as they are.
+    last = torch.stack([across[-1], down[-1]]).view(1, 2, 1, 1)
+    minus_one = flow.new_full((1, 2, 1, 1), -1.0)
+    grid = pixels * torch.pow(last, minus_one) * flow.new_full((1, 2, 1, 1), 2.0) + minus_one
+    read = F.grid_sample(
+        neighbour.float(), grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="border", align_corners=True
+    )
+    return read.to(neighbour.dtype)
+
+
 def _in_margin(coordinate: Tensor, length: int) -> Tensor:
     """Counted from the margin's first pixel; what lies beyond the margin lies in it, and is 0 either way."""
     return (coordinate.float() + 1).clamp(0, length + 1)

@@ -29,12 +29,15 @@ class Result(NamedTuple):
     motion: tuple[Array, ...] | None = None  # [H, W, 2] each, to the frame before and to the one after
 
 
+Align = Callable[[Sequence[Result]], tuple[list[Array], tuple[Array, ...]]]
+
+
 def restore_stream(
     stages: Sequence[StageSpec],
     run: RunStage,
     frames: Iterable[Array],
     *,
-    aligned: bool = False,
+    align: Align | None = None,
     goes_on_before: bool = False,
     goes_on_after: bool = False,
 ) -> Iterator[Array]:
@@ -47,8 +50,8 @@ def restore_stream(
         stages: a cascade; stages with a window of one come first.
         run: computes a stage on one window.
         frames: [C, H, W] each, oldest first.
-        aligned: the outer two of each window, which has three, are laid over the middle one. The first three planes of
-            what is in a window are a cleaned frame.
+        align: lays the outer two of each window, which has three, over the middle one, as `align` does; None leaves
+            them where they are. The first three planes of what is in a window are a cleaned frame.
         goes_on_before: the first frames are neighbours only.
         goes_on_after: the last frames are.
     """
@@ -61,7 +64,7 @@ def restore_stream(
     cleaned = mirrored(cleaned, 0 if goes_on_before else reach, 0 if goes_on_after else reach)
     results: Iterator[Result] = map(Result, cleaned)
     for stage in windowed:
-        results = _each_window(stage, run, results, aligned=aligned)
+        results = _each_window(stage, run, results, align)
     return (result.planes for result in results)
 
 
@@ -104,9 +107,9 @@ def _each(stage: StageSpec, run: RunStage, inputs: Iterable[Array]) -> Iterator[
         yield run(stage, planes)
 
 
-def _each_window(stage: StageSpec, run: RunStage, inputs: Iterable[Result], *, aligned: bool) -> Iterator[Result]:
+def _each_window(stage: StageSpec, run: RunStage, inputs: Iterable[Result], align: Align | None) -> Iterator[Result]:
     for window in windows(inputs, stage.frames):
-        if aligned:
+        if align:
             planes, motion = align(window)
             yield Result(run(stage, np.concatenate(planes)), motion)
         else:

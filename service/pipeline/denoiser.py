@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.catalogue import DenoiserSpec, StageSpec
 from models.noise_level import estimate_sigma
-from service.pipeline.cascade import restore_stream
+from service.pipeline.cascade import Result, align, restore_stream
 from service.pipeline.relief import Relief
 from service.pipeline.tiles import Tile, plan_tiles, read_padded
 from service.pipeline.turns import Turns, Urgency
@@ -165,7 +165,7 @@ class Denoiser:
             frames: [3, H, W] float32 in [0, 1], oldest first.
             sigma: noise level on the [0, 1] scale, for denoisers that must be told; None estimates it frame by frame.
             urgency: when several jobs want the engine.
-            tally: its time in the engine is added to.
+            tally: its time in the engine, and in laying neighbours over frames, is added to.
             goes_on_before: the first `spec.frames // 2` frames are there as neighbours only, and have no result.
             goes_on_after: the last ones are.
 
@@ -179,11 +179,17 @@ class Denoiser:
             level = estimates.level_for(stage, planes) if estimates else sigma
             return self._run_tiled(stage, planes, level, urgency, tally)
 
+        def timed_align(window: Sequence[Result]) -> tuple[list[Array], tuple[Array, ...]]:
+            started = time.monotonic()
+            aligned = align(window)
+            tally.infer_s += time.monotonic() - started
+            return aligned
+
         for planes in restore_stream(
             self.spec.stages,
             run,
             frames,
-            aligned=self.spec.aligned,
+            align=timed_align if self.spec.aligned else None,
             goes_on_before=goes_on_before,
             goes_on_after=goes_on_after,
         ):

@@ -10,7 +10,15 @@ from models.noise_level import QUICK_BLOCKS, NoiseLevel, measure_noise
 from models.quality_estimate import Evidence
 from service.job import Metrics, Options, Part, Sampled
 from service.pipeline.denoiser import Denoiser, Pixels
-from service.pipeline.probing import Place, noise_told, places_in, probe_window, psnr_told, textures_seen
+from service.pipeline.probing import (
+    Place,
+    margin_for,
+    noise_told,
+    places_in,
+    probe_window,
+    psnr_told,
+    textures_seen,
+)
 from trtbuild.engine import Array
 
 _EVERY = 24  # frames; noise is measured in one of them
@@ -72,7 +80,7 @@ class Sampler:
         if offset == 0:
             self._everywhere = textures_seen(planes)
         if offset == self._reach and self._cuts and self._last:
-            windows = list(self._cuts.values())
+            windows = [(self._places[number], cuts) for number, cuts in self._cuts.items()]
             seed = _PLACES * self._probed
             self._evidence.add(
                 probe_window(self._denoiser, windows, self._last, self._everywhere, sigma=self._sigma, seed=seed)
@@ -106,7 +114,7 @@ class Sampler:
         )
 
     def _plan(self, height: int, width: int) -> None:
-        self._places = places_in(height, width)
+        self._places = places_in(height, width, margin_px=margin_for(self._denoiser))
         looked_at = sum(_pixels(place) for place in self._places[:_PLACES])
         share = _SHARE_ASKED if self._asked else _SHARE
         work = 2 * self._denoiser.spec.frames * looked_at / (height * width)  # in frames, at most

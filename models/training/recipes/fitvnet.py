@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.networks.fitvnet import FITVNet
-from models.networks.toflow import warped
+from models.networks.sampling import warped
 from models.training.noise import Camera, Compressed, Either, Gaussian, Mixed, Noise, Subsampled, per_example
 from models.training.recipe import (
     BLIND_GAUSSIAN,
@@ -85,8 +85,8 @@ def adapting_error(network: nn.Module, noisy: Tensor, sigma: Tensor, target: Ten
 
 
 def adapting_error_noisy(network: nn.Module, noisy: Tensor, sigma: Tensor, target: Tensor, progress: float) -> Tensor:
-    """As `adapting_error`, but the blocks against noisy targets too."""
-    frames, restored = _cascade(network, noisy, sigma)
+    """As `adapting_error`, but the blocks against noisy targets too, and on neighbours laid over the frame."""
+    frames, restored = _cascade(network, noisy, sigma, aligned=True)
     spatial = _enlarged_share(progress) * l2_norm_of_known(frames, target)
     return spatial + l2_norm_of_known(restored, middle_of(target, restored.shape[1]))
 
@@ -177,33 +177,25 @@ FITVNET_SPATIAL = Recipe(
     source="FITVNet equation (7), clean targets (jsc)",
 )
 
-# To be started from the finished weights of `fitvnet-spatial`: it costs colours 0.1 dB, and grey pictures gain eight.
-FITVNET_SPATIAL_GREY = replace(
-    FITVNET_SPATIAL,
-    name="fitvnet-spatial.grey",
-    network="fitvnet-spatial.grey",
-    phases=(Phase(0.0, 96, 8), Phase(0.7, 128, 6)),
-    grey_share=0.25,
-    learning_rate=4e-4,
-    unsupervised=None,
-)
-
-# Likewise. Noise of cameras and of files with colours of half the resolution, real pairs, and plain noise, grey or not.
+# To be started from the finished weights of `fitvnet-spatial`. Noise of cameras, of files with colours of half the
+# resolution and of films, real pairs, and plain noise, grey or not.
 FITVNET_SPATIAL_CAMERA = replace(
-    FITVNET_SPATIAL_GREY,
+    FITVNET_SPATIAL,
     name="fitvnet-spatial.camera",
     network="fitvnet-spatial.camera",
     phases=(Phase(0.0, 96, 8), Phase(0.8, 128, 6)),
     noise=IN_FILES,
     watched=IN_FILES_WATCHED,
-    grey_share=0.2,
+    grey_share=0.2,  # else grey pictures keep nearly all of their noise
     pair_share=0.2,
+    learning_rate=4e-4,
+    unsupervised=None,
 )
 
 ADAPTED = Recipe(
     name="fitvnet-adapted",
     network="fitvnet",
-    restore=restore_clip,
+    restore=restore_aligned_clip,
     objective=adapting_error_noisy,
     phases=(Phase(0.0, 64, 3),),
     frames=7,
@@ -217,6 +209,8 @@ ADAPTED = Recipe(
 ADAPTED_AS_PAPER = replace(
     ADAPTED,
     name="fitvnet-adapted-11",
+    network="fitvnet.plain",
+    restore=restore_clip,
     objective=adapting_error,
     source="FITVNet equations (8), (10) and (11) on recorrupted frames",
 )
@@ -239,10 +233,10 @@ FITVNET = Recipe(
 )
 
 # To be started from the finished weights of `fitvnet`. Motion is found by OpenCV, which a bare GPU machine may lack.
-FITVNET_ALIGNED = replace(
+FITVNET_CAMERA = replace(
     FITVNET,
-    name="fitvnet.aligned",
-    network="fitvnet.aligned",
+    name="fitvnet.camera",
+    network="fitvnet.camera",
     restore=restore_aligned_clip,
     objective=supervised(restore_aligned_clip, l2_norm),
     phases=(Phase(0.0, 96, 3), Phase(0.6, 128, 2)),
@@ -306,10 +300,9 @@ FITVNET_UNSUPERVISED = replace(
 
 RECIPES = (
     FITVNET_SPATIAL,
-    FITVNET_SPATIAL_GREY,
     FITVNET_SPATIAL_CAMERA,
     FITVNET,
-    FITVNET_ALIGNED,
+    FITVNET_CAMERA,
     FITVNET_JOINT,
     FITVNET_JSC,
     FITVNET_JSN,

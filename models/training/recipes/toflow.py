@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from models.networks.toflow import WINDOW, TOFlow, apart, warped
+from models.networks.sampling import warped
+from models.networks.toflow import WINDOW, TOFlow, apart
 from models.training.recipe import Phase, Recipe, l1_norm, middle_of, restore_window
 
 FLOW_ALONE = 0.25  # of the run
