@@ -232,7 +232,8 @@ FITVNET = Recipe(
     source="FITVNet equation (9), after equation (7)",
 )
 
-# To be started from the finished weights of `fitvnet`. Motion is found by OpenCV, which a bare GPU machine may lack.
+# To be started from the finished weights of `fitvnet`. Motion is found by OpenCV, and films are made by PyAV, which a bare
+# GPU machine may lack.
 FITVNET_CAMERA = replace(
     FITVNET,
     name="fitvnet.camera",
@@ -240,6 +241,8 @@ FITVNET_CAMERA = replace(
     restore=restore_aligned_clip,
     objective=supervised(restore_aligned_clip, l2_norm),
     phases=(Phase(0.0, 96, 3), Phase(0.6, 128, 2)),
+    learning_rate=2e-4,
+    warmup_steps=50,
     footage_share=0.6,
     grey_share=0.2,
     noise=IN_FILES,
