@@ -156,6 +156,7 @@ def test_what_stands_open_is_what_probes_and_readers_of_the_page_ask(settings):
     known = {path for _, path in routes_of(settings)}
     assert known >= OPEN, "a door that is open leads somewhere"
     assert right_for("GET", "/metrics") is right_for("POST", "/admin/jobs/x/replay") is Scope.ADMIN
+    assert right_for("GET", "/docs/swagger-ui.css") is None
     assert right_for("PATCH", "/whatever/comes") is Scope.SUBMIT
 
 

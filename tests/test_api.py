@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -873,6 +874,20 @@ def test_metrics_speak_openmetrics_with_templates_for_routes(settings: Settings,
 
 
 # --- what is promised on paper
+
+
+def test_the_page_of_all_calls_asks_no_other_host_for_anything(api: httpx.Client) -> None:
+    page = api.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    needed = re.findall(r"""(?:href|src)="([^"]+)"|url: '([^']+)'""", page.text)
+    paths = [urljoin("/docs", one or other) for one, other in needed]
+    assert {Path(path).suffix for path in paths} == {".js", ".css", ".png", ".json"}
+    for path in paths:
+        assert path.startswith("/"), path
+        answer = api.get(path)
+        assert (answer.status_code, len(answer.content) > 500) == (200, True), path
+    assert api.get("/docs/nothing.js").headers["content-type"] == "application/problem+json"
+    assert "http" not in page.text.replace("http-equiv", "")
 
 
 def test_every_call_of_the_openapi_page_is_described(api: httpx.Client) -> None:

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.access.gate import Gate, open_ring
 from service.access.own import OwnJobs
 from service.access.quotas import Quotas
-from service.api import openapi, problems
+from service.api import openapi, page, problems
 from service.api.access import Access, cors_options
 from service.api.limits import BodyLimit
 from service.api.routes import admin, denoise, health, inference, jobs, models, webhooks
@@ -72,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_tags=openapi.TAGS,
         webhooks=webhooks.router,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
@@ -82,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(health.figures)
         if ring is not None:  # for where nobody is asked for a key, everybody would be the operator
             app.include_router(admin.router)
+    page.install(app)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
     app.add_middleware(Access)
@@ -93,10 +95,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 def create_admin_app(services: Services) -> FastAPI:
     """What operators and scrapers ask, on a port of its own: figures without a key, calls with one if keys are on."""
-    app = FastAPI(title="Quietframe, for operators", version=_version(), redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Quietframe, for operators", version=_version(), docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.state.services = services
     for router in (health.figures, health.probes, admin.router):
         app.include_router(router)
+    page.install(app)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=_ADMIN_BODY_BYTES)
     app.add_middleware(Access, also_open=frozenset({"/metrics"}))

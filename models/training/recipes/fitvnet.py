@@ -232,8 +232,8 @@ FITVNET = Recipe(
     source="FITVNet equation (9), after equation (7)",
 )
 
-# To be started from the finished weights of `fitvnet`. Motion is found by OpenCV, and films are made by PyAV, which a bare
-# GPU machine may lack.
+# To be started from the finished weights of `fitvnet`. Motion is found by OpenCV and films are made by PyAV, which a
+# bare GPU machine may lack.
 FITVNET_CAMERA = replace(
     FITVNET,
     name="fitvnet.camera",
