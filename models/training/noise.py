@@ -8,7 +8,6 @@ example share theirs. `models/noise.py` has their like for measuring.
 import io
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
@@ -220,8 +219,7 @@ class Compressed:
 
     A codec takes for motion, or for nothing, what it cannot afford to keep of noise; what is left of it is smooth,
     lies in blocks, and stays where it was for frames on end. A clip is encoded as it is. A single frame is made a clip
-    that stands still or pans, its edges meeting, and one of that clip's frames is taken. Encoded by x264 through PyAV,
-    which other recipes do without.
+    that stands still or pans, its edges meeting, and one of that clip's frames is taken.
     """
 
     within: Noise
@@ -386,22 +384,8 @@ def _through_jpeg(frames: Tensor, quality: int, *, subsampled: bool = False) -> 
 
 
 def _through_h264(frames: Tensor, crf: float) -> Tensor:
-    """[T, 3, H, W], H and W even, as a film encoded by x264 at that rate factor gives them back."""
-    import av
+    """[T, 3, H, W], H and W even, as a film of that rate factor gives them back."""
+    from models.film import through_h264  # PyAV; the other recipes do without
 
-    writer = av.VideoCodecContext.create("libx264", "w")
-    writer.height, writer.width = frames.shape[-2:]
-    writer.pix_fmt, writer.time_base, writer.framerate = "yuv420p", Fraction(1, 24), Fraction(24)
-    writer.thread_count = 1
-    # Where bits go by what later frames take from a block, x264's AVX-512 code gives now this film, now that.
-    writer.options = {"crf": f"{crf:.2f}", "preset": "veryfast", "x264-params": "mbtree=0"}
-    packets = []
-    for index, pixels in enumerate((frames.clamp(0, 1).movedim(1, -1).cpu() * 255).round().to(torch.uint8).numpy()):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame.pts = index
-        packets += writer.encode(frame)
-    packets += writer.encode(None)
-    reader = av.VideoCodecContext.create("h264", "r")
-    film = [frame for packet in (*packets, None) for frame in reader.decode(packet)]
-    kept = np.stack([frame.to_ndarray(format="rgb24") for frame in film])
-    return (torch.from_numpy(kept).movedim(-1, 1) / 255).to(frames)
+    pixels = (frames.clamp(0, 1).movedim(1, -1).cpu() * 255).round().to(torch.uint8).numpy()
+    return (torch.from_numpy(through_h264(pixels, crf)).movedim(-1, 1) / 255).to(frames)
