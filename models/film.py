@@ -24,10 +24,12 @@ def through_h264(frames: Frames, crf: float) -> Frames:
     writer.options = {"crf": f"{crf:.2f}", "preset": "veryfast", "x264-params": "mbtree=0"}
     packets = []
     for index, pixels in enumerate(frames):
+        # On more than one thread the library's conversions give now and then another row (see service/media/colour.py).
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame = frame.reformat(format="yuv420p", threads=1)
         frame.pts = index
         packets += writer.encode(frame)
     packets += writer.encode(None)
     reader = av.VideoCodecContext.create("h264", "r")
     film = [frame for packet in (*packets, None) for frame in reader.decode(packet)]
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in film])
+    return np.stack([frame.reformat(format="rgb24", threads=1).to_ndarray() for frame in film])

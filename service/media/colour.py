@@ -16,6 +16,10 @@ _FILTER = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
 
+# On several threads the library writes past the end of a row whose width is no multiple of what it takes at once, into
+# one that another thread has done: now and then the first pixels of a row are wrong (PyAV 18.1). One is as fast.
+_THREADS = 1
+
 # Values of ITU-T H.273, as files and decoders carry them.
 _RGB, _BT709, _UNSPECIFIED, _BT601, _BT2020 = 0, 1, 2, 6, 9
 _BT2020_CONSTANT = 10  # not linear; taken for the other one, which is near
@@ -104,12 +108,13 @@ def to_rgb(frame: VideoFrame, coding: Coding, depth: int, reformatter: VideoRefo
     layout = layout_of(frame.format.name)
     if layout is None:
         wanted = "rgb48le" if depth > 8 else "rgb24"
-        pixels: Pixels = reformatter.reformat(frame, format=wanted, interpolation=_FILTER).to_ndarray()
+        picture = reformatter.reformat(frame, format=wanted, interpolation=_FILTER, threads=_THREADS)
+        pixels: Pixels = picture.to_ndarray()
         return pixels
     if not lies_so(frame.format, layout):
         # Only the order of the same numbers changes. The range is told as one, or the library would convert it.
         frame.color_range = coding.range
-        frame = reformatter.reformat(frame, format=layout.name, dst_color_range=coding.range)
+        frame = reformatter.reformat(frame, format=layout.name, dst_color_range=coding.range, threads=_THREADS)
     return rgb_of(frame, layout, coding.matrix, coding.range)
 
 
@@ -120,7 +125,7 @@ def from_rgb(pixels: Pixels, pixel_format: str, coding: Coding, reformatter: Vid
         return frame_of(pixels, layout, coding.matrix, coding.range)
     have = "rgb24" if pixels.dtype == np.uint8 else "rgb48le"
     made = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=have)
-    return reformatter.reformat(made, format=pixel_format, interpolation=_FILTER)
+    return reformatter.reformat(made, format=pixel_format, interpolation=_FILTER, threads=_THREADS)
 
 
 def nearest_pixel_format(encoder: str, first: Look, *, whole_chroma: bool) -> str:
