@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 from models.noise_level import measure_noise
 from models.quality import psnr_db
 from models.quality_estimate import Evidence
+from service.job import Options
 from service.pipeline.denoiser import Denoiser, to_pixels, to_planes
-from service.pipeline.probing import margin_for, places_in, probe_picture, probe_window, textures_seen
+from service.pipeline.probing import probe_picture
+from service.pipeline.sampling import Sampler
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
+_FRAMES = 20  # of a clip
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 SIGNAL_DEPENDENT = {"gain 0.01, read 10": (10 / 255, 0.01), "gain 0.02, read 3": (3 / 255, 0.02)}
 
@@ -103,42 +106,28 @@ def _show_psnr(
 
 
 def _show_video(folder: Path, name: str, levels: Sequence[float]) -> None:
-    """One frame in the middle of each sequence, by two places of it."""
+    """Whole clips, looked at as a video job does where an estimate is asked for."""
     denoiser = Shelf(Settings()).denoiser(name)
     clips = [sorted(path for path in clip.iterdir() if path.suffix in SUFFIXES) for clip in sorted(folder.iterdir())]
-    clips = [clip for clip in clips if len(clip) >= 3 * denoiser.spec.frames]
-    print(f"\n{folder.name}, {len(clips)} clips, {name}: estimated less true PSNR of three frames each, dB")
+    clips = [clip[:_FRAMES] for clip in clips if len(clip) >= 3 * denoiser.spec.frames]
+    print(f"\n{folder.name}, {len(clips)} clips of {_FRAMES} frames, {name}: estimated less true PSNR, dB")
     _head()
-    reach = denoiser.spec.frames // 2
     for level in levels:
         errors, told = [], []
         for number, clip in enumerate(clips):
-            clean = [_middle(np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), np.uint8)) for path in clip[:11]]
+            clean = [np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), np.uint8) for path in clip]
             planes = [to_planes(_noisy(frame, level, 100 * number + index)) for index, frame in enumerate(clean)]
-            restored = list(denoiser.restore_frames(planes))
-            evidence, true = Evidence(), []
-            for middle in (3, 5, 7):
-                noise, seen = measure_noise(planes[middle]), textures_seen(planes[middle])
-                places = places_in(*planes[0].shape[1:], count=4, margin_px=margin_for(denoiser))
-                window = planes[middle - reach : middle + reach + 1]
-                cuts = [
-                    (place, [place.of(frame) for frame in window])
-                    for place in (places[middle % 2], places[-1 - middle % 2])
-                ]
-                evidence.add(probe_window(denoiser, cuts, noise, seen, sigma=None, seed=middle))
-                eight_bits = to_pixels(restored[middle], np.dtype(np.uint8), np.float32(255))
-                true.append(psnr_db(eight_bits, clean[middle]))
-            found = evidence.psnr_db()
+            sampler = Sampler(denoiser, Options(estimate=True), None, None)
+            for index, frame in enumerate(planes):
+                sampler.watch(index, frame)
+            restored = denoiser.restore_frames(planes)
+            eight_bits = (to_pixels(frame, np.dtype(np.uint8), np.float32(255)) for frame in restored)
+            true = [psnr_db(frame, against) for frame, against in zip(eight_bits, clean, strict=True)]
+            found = Evidence(**sampler.sampled().evidence).psnr_db()
             assert found
             errors.append(found[0] - float(np.mean(true)))
             told.append(found[1])
         _row(level, errors, told, math.nan)
-
-
-def _middle(frame: Picture) -> Picture:
-    """Of 448x256 pixels, for time."""
-    top, left = (frame.shape[0] - 256) // 2, (frame.shape[1] - 448) // 2
-    return np.ascontiguousarray(frame[top : top + 256, left : left + 448])
 
 
 def _head() -> None:

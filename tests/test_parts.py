@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from media_samples import packets_of, timestamps
 from test_videos import MiddleFrame
+from video_samples import decoded, planes_in, wild_noise, write_video
 
 from models.catalogue import FITVNET, FITVNET_SPATIAL, DenoiserSpec
 from service.demo import moving_clip, read_photo, with_noise, write_clip
@@ -97,6 +98,14 @@ def test_the_joined_video_has_the_frames_of_the_undivided_one(spec, clip, tmp_pa
     assert [(row.frame, row.sigma_estimate) for row in ours] == [(row.frame, row.sigma_estimate) for row in undivided]
     assert timestamps(joined) == timestamps(tmp_path / "whole.mkv")
     assert packets_of(joined, "audio") == packets_of(tmp_path / "whole.mkv", "audio")
+
+
+def test_parts_at_strength_0_are_joined_to_the_source_itself(tmp_path):
+    source = write_video(tmp_path / "in.mkv", count=30, frame=wild_noise, options={"g": "1"})
+    joined, parts = in_parts(mixing(FITVNET), source, tmp_path, LOSSLESS.model_copy(update={"strength": 0.0}))
+    assert len(parts) >= 3
+    for before, after in zip(decoded(source), decoded(joined), strict=True):
+        assert all(np.array_equal(*pair) for pair in zip(planes_in(before), planes_in(after), strict=True))
 
 
 def test_a_short_video_is_not_divided(tmp_path):

@@ -5,12 +5,17 @@ import pytest
 from av.codec.codec import Codec
 from av.video.reformatter import VideoReformatter
 from media_samples import photo
-from video_samples import decoded, filled, planes_in, soft_noise, tones, write_video
+from test_videos import MiddleFrame
+from video_samples import decoded, filled, planes_in, soft_noise, tones, wild_noise, write_video
 
+from models.catalogue import FITVNET
+from service.job import Options
 from service.media.colour import Coding, coding_of, from_rgb, to_rgb
 from service.media.head import depth_of
-from service.media.planes import MATRICES, frame_of, layout_of, rgb_of
+from service.media.planes import MATRICES, add_beyond, beyond_of, codes_in, frame_of, layout_of, rgb_of
 from service.media.video import VideoReader, VideoWriter
+from service.pipeline.denoiser import Denoiser
+from service.pipeline.videos import denoise_video
 from service.settings import Settings
 
 LIMITS = Settings()
@@ -52,6 +57,47 @@ def test_planes_become_rgb_and_the_same_planes_again_by_every_matrix_and_range(s
                 # Numbers of YCgCo stand for a step of RGB each, so that rounding both ways may be felt.
                 most = 1 if matrix == YCGCO else 0
                 assert max(most_apart([frame], [frame_of(pixels, layout, matrix, told_range)])) <= most, name
+
+
+@pytest.mark.parametrize("size", [(64, 48), (37, 35), (1, 1)])
+def test_what_rgb_does_not_hold_is_told_beside_it_and_given_back(size):
+    for name in LAYOUTS:
+        layout = layout_of(name)
+        assert layout is not None
+        frame = wild_noise(name, size)
+        for matrix in MATRICES:
+            for told_range in (LIMITED, FULL):
+                pixels = rgb_of(frame, layout, matrix, told_range)
+                beyond = beyond_of(frame, pixels, layout, matrix, told_range)
+                assert len(beyond) == codes_in(layout, *size)
+                made = frame_of(pixels, layout, matrix, told_range)
+                add_beyond(made, beyond, layout)
+                assert max(most_apart([frame], [made])) == 0, name
+                add_beyond(made, np.full_like(beyond, 1 << 30), layout)
+                assert all(np.all(plane == (1 << layout.bits) - 1) for plane in planes_in(made))
+
+
+@pytest.mark.parametrize("told_range", [LIMITED, FULL])
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p10le", "yuv444p12le", "gray"])
+def test_at_strength_0_not_even_superwhites_are_lost(pixel_format, told_range, tmp_path):
+    """Nor footroom, nor colours that no RGB has; at half the strength, half of what is beyond comes out."""
+    tags = {"colorspace": 1, "color_range": told_range}
+    source = write_video(
+        tmp_path / "in.mkv", pixel_format=pixel_format, size=(37, 35), count=9, tags=tags, frame=wild_noise
+    )
+    passing = Denoiser(FITVNET, [MiddleFrame(stage) for stage in FITVNET.stages], tile_px=512)
+    copies = {}
+    for strength in (0.0, 0.5, 1.0):
+        copies[strength] = tmp_path / f"{strength}.mkv"
+        options = Options(strength=strength, format="mkv", codec="ffv1")
+        assert not denoise_video(passing, source, copies[strength], options, LIMITS).lost
+    for whole, none, half, all_of_it in zip(decoded(source), *map(decoded, copies.values()), strict=True):
+        for before, copy, between, after in zip(*map(planes_in, (whole, none, half, all_of_it)), strict=True):
+            assert np.array_equal(before, copy)
+            assert np.abs(between - (before + after) / 2).max() <= 0.5
+        # Grey of full range has nothing beyond.
+        same = np.array_equal(planes_in(whole)[0], planes_in(all_of_it)[0])
+        assert same == (pixel_format == "gray" and told_range == FULL)
 
 
 @pytest.mark.parametrize(("told_range", "black", "white"), [(LIMITED, 16, 235), (FULL, 0, 255)])

@@ -45,6 +45,13 @@ def soft_noise(pixel_format: str, size: tuple[int, int], seed: int = 0) -> Video
     )
 
 
+def wild_noise(pixel_format: str, size: tuple[int, int], seed: int = 0) -> VideoFrame:
+    """Every code as often as any other: most stand for what is beyond black or white, or for no colour of RGB."""
+    random = np.random.default_rng(seed)
+    depth = VideoFormat(pixel_format).components[0].bits
+    return filled(pixel_format, size, lambda number, shape: random.integers(0, 1 << depth, shape))
+
+
 def tones(*values: int) -> Callable[[str, tuple[int, int], int], VideoFrame]:
     """Frames of one tone each: luma as given on 8 bits, colourless."""
 

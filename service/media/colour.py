@@ -9,7 +9,19 @@ from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from service.media.planes import FULL, MATRICES, Pixels, frame_of, layout_of, lies_so, rgb_of
+from service.media.planes import (
+    FULL,
+    MATRICES,
+    Codes,
+    Pixels,
+    add_beyond,
+    beyond_of,
+    codes_in,
+    frame_of,
+    layout_of,
+    lies_so,
+    rgb_of,
+)
 
 # For what our own arithmetic does not know (palettes, XYZ, RGB of other orders); nothing is scaled by it.
 _FILTER = (
@@ -105,24 +117,61 @@ def _is_full(frame: Look) -> bool:
 
 def to_rgb(frame: VideoFrame, coding: Coding, depth: int, reformatter: VideoReformatter) -> Pixels:
     """A decoded frame as RGB: of 8 bits, or 16 where `depth` is more than 8."""
+    return to_rgb_and_beyond(frame, coding, depth, reformatter, with_beyond=False)[0]
+
+
+def to_rgb_and_beyond(
+    frame: VideoFrame, coding: Coding, depth: int, reformatter: VideoReformatter, *, with_beyond: bool = True
+) -> tuple[Pixels, Codes | None]:
+    """Likewise, with what of the frame's codes RGB does not hold; None where it holds whatever such a frame can."""
     layout = layout_of(frame.format.name)
     if layout is None:
         wanted = "rgb48le" if depth > 8 else "rgb24"
         picture = reformatter.reformat(frame, format=wanted, interpolation=_FILTER, threads=_THREADS)
-        pixels: Pixels = picture.to_ndarray()
-        return pixels
+        return picture.to_ndarray(), None
     if not lies_so(frame.format, layout):
         # Only the order of the same numbers changes. The range is told as one, or the library would convert it.
         frame.color_range = coding.range
         frame = reformatter.reformat(frame, format=layout.name, dst_color_range=coding.range, threads=_THREADS)
-    return rgb_of(frame, layout, coding.matrix, coding.range)
+    pixels = rgb_of(frame, layout, coding.matrix, coding.range)
+    return pixels, beyond_of(frame, pixels, layout, coding.matrix, coding.range) if with_beyond else None
 
 
-def from_rgb(pixels: Pixels, pixel_format: str, coding: Coding, reformatter: VideoReformatter) -> VideoFrame:
-    """The planes an encoder wants."""
+def codes_beyond(look: Look) -> int:
+    """How many codes `to_rgb_and_beyond` gives beside the RGB of such a frame."""
+    layout = layout_of(look.format.name)
+    return codes_in(layout, look.width, look.height) if layout else 0
+
+
+def takes_beyond(pixel_format: str, coding: Coding, source: Look) -> bool:
+    """Whether what the source's RGB does not hold can be given back to frames of this format and coding."""
+    layout = layout_of(pixel_format)
+    return (
+        layout is not None
+        and layout.name == pixel_format
+        and layout == layout_of(source.format.name)
+        and coding == coding_of(source)
+    )
+
+
+def from_rgb(
+    pixels: Pixels,
+    pixel_format: str,
+    coding: Coding,
+    reformatter: VideoReformatter,
+    beyond: Codes | None = None,
+) -> VideoFrame:
+    """The planes an encoder wants.
+
+    Args:
+        beyond: Codes that are added; only where `takes_beyond`.
+    """
     layout = layout_of(pixel_format)
     if layout is not None and layout.name == pixel_format:
-        return frame_of(pixels, layout, coding.matrix, coding.range)
+        frame = frame_of(pixels, layout, coding.matrix, coding.range)
+        if beyond is not None:
+            add_beyond(frame, beyond, layout)
+        return frame
     have = "rgb24" if pixels.dtype == np.uint8 else "rgb48le"
     made = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=have)
     return reformatter.reformat(made, format=pixel_format, interpolation=_FILTER, threads=_THREADS)

@@ -20,11 +20,11 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from service.errors import BadInput
-from service.media.colour import from_rgb, nearest_pixel_format, tags_for
+from service.media.colour import from_rgb, nearest_pixel_format, tags_for, takes_beyond
 from service.media.formats import CODECS
 from service.media.hdr import encoder_options
 from service.media.head import TOP_FIRST, VideoHead, depth_of
-from service.media.planes import Pixels, layout_of
+from service.media.planes import Codes, Pixels, layout_of
 from service.media.tracks import foreign_tags
 from service.processes import processor
 
@@ -111,6 +111,7 @@ class Encoder:
         context.width, context.height = like.width, like.height
         context.pix_fmt = self.pixel_format
         self._tags, self._coding = tags_for(like, self.pixel_format)
+        self._takes_beyond = takes_beyond(self.pixel_format, self._coding, like)
         self._tags.put_on(context)
         context.time_base = stream.time_base = like.time_base
         if field_order is not None:
@@ -161,8 +162,13 @@ class Encoder:
             what = f"{self.codec} in {self._container} cannot hold frames of {width}x{height}"
             raise (failure(what, err) if isinstance(err, av.FFmpegError) else BadInput(what)) from None
 
-    def encode(self, pixels: Pixels, pts: int | None, time_base: Fraction, duration: int) -> "list[Packet[Any]]":
+    def encode(
+        self, pixels: Pixels, pts: int | None, time_base: Fraction, duration: int, beyond: Codes | None = None
+    ) -> "list[Packet[Any]]":
         """Encode the next frame in presentation order; its time is kept exactly.
+
+        Args:
+            beyond: Codes of the source that RGB does not hold; put in where the track's numbers mean what its did.
 
         Returns:
             What is ready, which may be packets of earlier frames, in decoding order and in the encoder's time base.
@@ -172,7 +178,8 @@ class Encoder:
         """
         if pixels.shape != self._shape:
             raise ValueError(f"frame is {pixels.shape}; the video is {self._shape}")
-        picture = from_rgb(pixels, self.pixel_format, self._coding, self._reformatter)
+        given_back = beyond if self._takes_beyond else None
+        picture = from_rgb(pixels, self.pixel_format, self._coding, self._reformatter, given_back)
         self._tags.put_on(picture)
         picture.pts, picture.time_base = self._moment(pts, duration), time_base
         picture.duration = duration

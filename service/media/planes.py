@@ -17,6 +17,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 Pixels = NDArray[Any]  # [H, W, 3], RGB, of uint8 or of uint16 over its whole range
+Codes = NDArray[np.int32]  # of all planes, one after the other
 _Plane = NDArray[Any]  # of float32
 
 # Shares of red and blue in luma, by the numbers that H.273 has for matrices.
@@ -128,6 +129,32 @@ def frame_of(pixels: Pixels, layout: Layout, matrix: int, told_range: int) -> Vi
             small = _narrowed(_narrowed(wide, 1, layout.across), 0, layout.down)
             plane[above : above + len(small)] = _whole(small, layout)
     return frame
+
+
+def beyond_of(frame: VideoFrame, pixels: Pixels, layout: Layout, matrix: int, told_range: int) -> Codes:
+    """What of a frame's codes its RGB, `pixels`, does not hold: what is blacker than black, say, or no colour of RGB.
+
+    Returns:
+        The frame's codes less those of the RGB: to be added to them, whole or in part.
+    """
+    held = _planes_in(frame_of(pixels, layout, matrix, told_range), layout)
+    pairs = zip(_planes_in(frame, layout), held, strict=True)
+    return np.concatenate([np.subtract(whole, part, dtype=np.int32).ravel() for whole, part in pairs])
+
+
+def add_beyond(frame: VideoFrame, beyond: Codes, layout: Layout) -> None:
+    """Give codes back to a frame of this layout; those that are no codes any more become the nearest."""
+    first = 0
+    for plane in _planes_in(frame, layout):
+        codes = plane + beyond[first : first + plane.size].reshape(plane.shape)
+        plane[...] = codes.clip(0, (1 << layout.bits) - 1)
+        first += plane.size
+
+
+def codes_in(layout: Layout, width: int, height: int) -> int:
+    """How many codes a frame has."""
+    shared = 0 if layout.is_grey else 2 * (-(-width // layout.across)) * (-(-height // layout.down))
+    return width * height + shared
 
 
 def _rows(matrix: int) -> NDArray[np.float64]:

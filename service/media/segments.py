@@ -118,7 +118,7 @@ class SegmentWriter(Finishing):
         Raises:
             BadInput: The encoder refuses it.
         """
-        self._put(self._encoder.encode(frame.pixels, frame.pts, frame.time_base, frame.duration))
+        self._put(self._encoder.encode(frame.pixels, frame.pts, frame.time_base, frame.duration, frame.beyond))
 
     def close(self) -> None:
         """Finish the segment and put it in its place. A second call does nothing."""

@@ -13,7 +13,7 @@ from av.video.reformatter import VideoReformatter
 
 from service.errors import BadInput, Indivisible
 from service.job import InputFacts, Part
-from service.media.colour import coding_of, to_rgb
+from service.media.colour import coding_of, to_rgb_and_beyond
 from service.media.encoder import Encoder
 from service.media.entry import find_entry
 from service.media.finishing import Finishing
@@ -21,7 +21,7 @@ from service.media.head import VideoHead, depth_of
 from service.media.held import Source
 from service.media.opening import AVI, BARE, OpenVideo
 from service.media.outfile import OutFile
-from service.media.planes import Pixels
+from service.media.planes import Codes, Pixels
 from service.settings import Settings
 
 _USUAL_RATE = Fraction(25)  # where a file says nothing, as the library takes it
@@ -35,6 +35,7 @@ class Frame:
     pts: int | None  # in units of `time_base`; None where the container tells no time
     time_base: Fraction
     duration: int = 0  # in the same units; 0 where it is not told
+    beyond: Codes | None = None  # of the file, what `pixels` do not hold, where it was asked for
 
 
 class PictureFile(Protocol):
@@ -72,10 +73,19 @@ class Original(Protocol):
 class VideoReader:
     """Reads a video's frames once, in presentation order. Holds the decoder's frames and one more."""
 
-    def __init__(self, path: Source, settings: Settings, part: Part | None = None, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: Source,
+        settings: Settings,
+        part: Part | None = None,
+        *,
+        with_beyond: bool = False,
+        threads: int = 0,
+    ) -> None:
         """Open, and decode the first frame.
 
         Args:
+            with_beyond: Give with each frame what its RGB does not hold.
             threads: Of the decoder; 0 takes what the machine has.
             part: Read these frames only, lead and trail included; what is told of the video stays that of the whole.
 
@@ -86,6 +96,7 @@ class VideoReader:
         """
         self.path = path
         self.part = part
+        self._with_beyond = with_beyond
         self._file: BinaryIO = path.open("rb")
         try:
             self.opened = OpenVideo(self._file, settings, threads=threads)
@@ -132,11 +143,17 @@ class VideoReader:
         """
         frames = self.opened.frames() if self.part is None else self._frames_of(self.part)
         for count, frame in enumerate(frames):
+            # What is written takes it as codes of the first frame's kind; a later one may be of another.
+            with_beyond = self._with_beyond and frame.format.name == self.head.pixel_format
+            pixels, beyond = to_rgb_and_beyond(
+                frame, self._coding, self.depth, self._reformatter, with_beyond=with_beyond
+            )
             yield Frame(
-                to_rgb(frame, self._coding, self.depth, self._reformatter),
+                pixels,
                 self._moment(frame, count),
                 frame.time_base or self.time_base,
                 frame.duration or 0,
+                beyond,
             )
 
     def _moment(self, frame: VideoFrame, count: int) -> int | None:
@@ -239,7 +256,8 @@ class VideoWriter(Finishing):
         Raises:
             BadInput: The encoder refuses it.
         """
-        self._file.mux(self._file.encoder.encode(frame.pixels, frame.pts, frame.time_base, frame.duration))
+        encode = self._file.encoder.encode
+        self._file.mux(encode(frame.pixels, frame.pts, frame.time_base, frame.duration, frame.beyond))
 
     def close(self) -> None:
         """Finish the file and put it in its place. A second call does nothing."""

@@ -151,7 +151,7 @@ def denoise_video(
     """
     tally = tally if tally is not None else Tally()
     quality = _Quality(Sampler(denoiser, options, _told_sigma(options), None))
-    with VideoReader(source, settings) as reader:
+    with VideoReader(source, settings, with_beyond=_keeps_beyond(options)) as reader:
         pace = Pace("frames", reader.facts.frames, on_progress)
         with VideoWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
             sources = _decode(reader, reference, settings, quality)
@@ -229,7 +229,7 @@ def denoise_part(
         BadInput: they cannot be decoded.
     """
     tally, quality = Tally(), _Quality(Sampler(denoiser, options, _told_sigma(options), part))
-    with VideoReader(source, settings, part) as reader:
+    with VideoReader(source, settings, part, with_beyond=_keeps_beyond(options)) as reader:
         pace = Pace("frames", part.frames, on_progress)
         with SegmentWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
             _restore(
@@ -432,7 +432,8 @@ def _finish(
     quality.frames.add(FrameFigures(place, removed.sigma_estimate, before, after, **against))
     pixels = _shown(frame.pixels, pixels, options, turned)
     started = time.monotonic()
-    writer.write(replace(frame, pixels=pixels))
+    beyond = None if frame.beyond is None else np.rint(frame.beyond * (1 - options.strength)).astype(np.int32)
+    writer.write(replace(frame, pixels=pixels, beyond=beyond))
     quality.encode_s += time.monotonic() - started
     return pixels
 
@@ -444,6 +445,14 @@ def _shown(noisy: Pixels, restored: Pixels, options: Options, turned: int) -> Pi
 def _pixels_of(source: _Source, restored: Array, strength: float) -> Pixels:
     dtype = source.frame.pixels.dtype
     return to_pixels(blend(source.planes, restored, strength), dtype, np.float32(np.iinfo(dtype).max))
+
+
+def _keeps_beyond(options: Options) -> bool:
+    """Whether of what RGB does not hold a share is to come out again: as much as of the noise.
+
+    All of it would be noise around black and white that nothing took out. Halves side by side would want two shares.
+    """
+    return options.strength < 1 and not options.side_by_side
 
 
 def _told_sigma(options: Options) -> float | None:

@@ -117,7 +117,7 @@ def _frames(talk: Talk, told: dict[str, Any]) -> None:
 
     part = Part.model_validate(told["part"]) if told["part"] else None
     settings = Settings.model_construct(**told["settings"])
-    with VideoReader(talk.files[0], settings, part, threads=talk.threads) as reader:
+    with VideoReader(talk.files[0], settings, part, with_beyond=told["with_beyond"], threads=talk.threads) as reader:
         talk.say(heads.as_said(reader.head))
         frames = iter(reader)
         order = talk.hear()  # where to put them; none are asked for who only wants the head
@@ -127,10 +127,12 @@ def _frames(talk: Talk, told: dict[str, Any]) -> None:
             while not free:
                 free.append(talk.hear()["free"])
             slot = free.popleft()
-            size = frame.pixels.nbytes
-            place = memory[slot * size : (slot + 1) * size].view(frame.pixels.dtype)
-            place.reshape(frame.pixels.shape)[...] = frame.pixels
-            talk.say({"slot": slot, "pts": frame.pts, "time_base": str(frame.time_base), "duration": frame.duration})
+            first = slot * order["bytes"]
+            for values, place in ((frame.pixels, first), (frame.beyond, first + order["pixels_bytes"])):
+                if values is not None:
+                    memory[place : place + values.nbytes].view(values.dtype).reshape(values.shape)[...] = values
+            about = {"slot": slot, "pts": frame.pts, "time_base": str(frame.time_base), "duration": frame.duration}
+            talk.say({**about, "beyond": frame.beyond is not None})
     talk.say({"end": True})
     talk.hear_out()
 

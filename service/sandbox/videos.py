@@ -14,6 +14,7 @@ from av.packet import Packet
 
 from service.errors import BadInput, Indivisible
 from service.job import Part
+from service.media.colour import codes_beyond
 from service.media.encoder import MUXERS, Encoder
 from service.media.finishing import Finishing
 from service.media.formats import VIDEOS, video_output
@@ -35,7 +36,7 @@ _FRAME_S = 5.0
 class VideoReader:
     """`service.media.video.VideoReader` in a process of its own, whose death is a `BadInput` like the others."""
 
-    def __init__(self, path: Path, settings: Settings, part: Part | None = None) -> None:
+    def __init__(self, path: Path, settings: Settings, part: Part | None = None, *, with_beyond: bool = False) -> None:
         """Open, and decode the first frame. As there, and:
 
         Raises:
@@ -45,7 +46,11 @@ class VideoReader:
         self.part = part
         self._settings = settings
         with path.open("rb") as file:
-            told = {"settings": _told(settings), "part": part.model_dump() if part else None}
+            told = {
+                "settings": _told(settings),
+                "part": part.model_dump() if part else None,
+                "with_beyond": with_beyond,
+            }
             self._decoder = Decoder("frames", [file.fileno()], told, settings)
         try:
             self.head = heads.as_heard(self._decoder.receive().said)
@@ -57,6 +62,7 @@ class VideoReader:
         self.time_base = self.head.time_base
         self.rate = self.head.rate
         self.depth = depth_of(self.head.format)
+        self._codes_beyond = codes_beyond(self.head) if with_beyond else 0
 
     def __enter__(self) -> Self:
         return self
@@ -73,14 +79,21 @@ class VideoReader:
         """All frames, or those of the part, once; errors as in the other reader."""
         shape = (self.head.height, self.head.width, 3)
         dtype = np.dtype(np.uint16 if self.depth > 8 else np.uint8)
-        size = int(np.prod(shape)) * dtype.itemsize
+        # Beside the pixels lies what they do not hold, which is of four bytes: no slot may begin between these.
+        pixels_bytes = -(-int(np.prod(shape)) * dtype.itemsize // 4) * 4
+        size = pixels_bytes + self._codes_beyond * 4
         memory = Shared(_SLOTS * size)
         try:
-            self._decoder.send({"slots": _SLOTS})
+            self._decoder.send({"slots": _SLOTS, "bytes": size, "pixels_bytes": pixels_bytes})
             self._decoder.give(memory.descriptor)
         finally:
             memory.close_descriptor()
         slots = [memory.array(shape, dtype, slot * size) for slot in range(_SLOTS)]
+        beyond = [
+            memory.array((self._codes_beyond,), np.dtype(np.int32), slot * size + pixels_bytes)
+            for slot in range(_SLOTS)
+            if self._codes_beyond
+        ]
         count = 0
         while True:
             said = self._decoder.receive().said
@@ -93,7 +106,11 @@ class VideoReader:
             try:
                 slot, pts, duration = int(said["slot"]), said["pts"], int(said["duration"])
                 frame = Frame(
-                    slots[slot].copy(), None if pts is None else int(pts), Fraction(said["time_base"]), duration
+                    slots[slot].copy(),
+                    None if pts is None else int(pts),
+                    Fraction(said["time_base"]),
+                    duration,
+                    beyond[slot].copy() if beyond and said["beyond"] else None,
                 )
             except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as err:
                 raise BadInput("the decoder gave no frame") from err
