@@ -9,19 +9,20 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB, height and width even
 
 
-def through_h264(frames: Frames, crf: float) -> Frames:
+def through_h264(frames: Frames, crf: float, preset: str = "veryfast") -> Frames:
     """Frames as a film of 8-bit 4:2:0 gives them back, the same every time.
 
     Args:
         frames: oldest first.
         crf: x264's constant rate factor, 0 to 51; 23 is its own choice.
+        preset: how much time x264 takes; slower ones also keep more of what looks like grain.
     """
     writer = av.VideoCodecContext.create("libx264", "w")
     writer.height, writer.width = frames.shape[1:3]
     writer.pix_fmt, writer.time_base, writer.framerate = "yuv420p", Fraction(1, 24), Fraction(24)
     writer.thread_count = 1
     # Where bits go by what later frames take from a block, x264's AVX-512 code gives now this film, now that.
-    writer.options = {"crf": f"{crf:.2f}", "preset": "veryfast", "x264-params": "mbtree=0"}
+    writer.options = {"crf": f"{crf:.2f}", "preset": preset, "x264-params": "mbtree=0"}
     packets = []
     for index, pixels in enumerate(frames):
         # On more than one thread the library's conversions give now and then another row (see service/media/colour.py).

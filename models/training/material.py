@@ -16,6 +16,7 @@ SMALLEST_SIDE_PX = 160
 LEAST_FOOTAGE = 7  # a folder with fewer frames, or with frames of several sizes, is a folder of photographs
 VALIDATION_EVERY = 40  # every 40th photograph is kept out of training, to watch the run by
 PAIR_VALIDATION_EVERY = 12
+BRIGHTNESS_PX = 32  # over which light is told from noise in pairs
 NOISY_MARK, CLEAN_MARK = "_real", "_mean"  # in the names of photographs of one scene, taken noisy and averaged of many
 
 
@@ -128,7 +129,8 @@ def read_material(folders: Sequence[Path], *, with_clips: bool, smallest_px: int
             raise FileNotFoundError(f"no pictures under {folder}")
         taken_twice = [path for path in paths if NOISY_MARK in path.stem and _clean_of(path).is_file()]
         for index, path in enumerate(taken_twice):
-            pair = _read(path), _read(_clean_of(path))
+            clean = _read(_clean_of(path))
+            pair = _as_bright(_read(path), clean), clean
             is_held_out = index % PAIR_VALIDATION_EVERY == PAIR_VALIDATION_EVERY // 2
             (held_out_pairs if is_held_out else pairs).append(pair)
         in_pairs = {*taken_twice, *map(_clean_of, taken_twice)}
@@ -163,6 +165,22 @@ def _clean_of(noisy: Path) -> Path:
 def _read(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def _as_bright(noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """The noisy shot, lit as the clean one.
+
+    Lamps flicker and exposures differ from shot to shot: of what is left in PolyU's pictures after denoising, half is
+    such a difference. No network can know it, and it would drown what there is to learn.
+    """
+    height, width = clean.shape[:2]
+    coarse = max(1, width // BRIGHTNESS_PX), max(1, height // BRIGHTNESS_PX)
+    lit = np.empty_like(noisy)
+    for colour in range(3):
+        apart = Image.fromarray(noisy[..., colour].astype(np.float32) - clean[..., colour])
+        smooth = apart.resize(coarse, Image.Resampling.BOX).resize((width, height), Image.Resampling.BILINEAR)
+        lit[..., colour] = np.rint(noisy[..., colour] - np.asarray(smooth)).clip(0, 255)
+    return lit
 
 
 def _is_footage(paths: Sequence[Path], pictures: Sequence[np.ndarray]) -> bool:
