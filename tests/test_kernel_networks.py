@@ -221,6 +221,20 @@ def test_a_fixed_grid_is_not_taught_and_stays_regular():
     assert network.offsets.weight.grad.any()
 
 
+def test_kpn_of_frames_begins_as_that_of_one():
+    torch.manual_seed(5)
+    one, many = KPN(), KPN(frames=5)
+    for parameter in one.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    many.begin_as(one.state_dict())
+    noisy, sigma = torch.rand(2, 15, 32, 48), torch.zeros(2)
+    with torch.no_grad():
+        torch.testing.assert_close(many(noisy, sigma), one(noisy[:, 6:9], sigma), atol=2e-6, rtol=0)
+    words = r"weights.weight is \(147, 48, 3, 3\) of one frame; \(375, 48, 3, 3\) was wanted"
+    with pytest.raises(ValueError, match=words):
+        many.begin_as(KPN(side=7).state_dict())
+
+
 @pytest.mark.parametrize("name", ["deform2d", "deform3d", "kpn"])
 def test_a_kernel_learns_one_patch_by_heart(name):
     torch.manual_seed(7)

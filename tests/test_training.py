@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from models.catalogue import CATALOGUE, DESCRIBED
 from models.networks.fitvnet import FITVNet, SpatialModule
+from models.networks.kpn import KPN
 from models.training.material import Material, read_material
 from models.training.noise import Gaussian
 from models.training.recipe import Phase, half_squared_error, l2_norm
@@ -64,10 +65,11 @@ def material(folders) -> Material:
 
 @pytest.fixture
 def weights_dir(tmp_path) -> Path:
-    """Where the finished spatial modules lie that FITVNet's blocks are trained behind."""
+    """Where the finished weights lie that others are trained behind, or grow from."""
     torch.manual_seed(5)
     for name in ("fitvnet-spatial", "fitvnet-spatial.camera"):
         save_file(SpatialModule().state_dict(), tmp_path / f"{name}.safetensors")
+    save_file(KPN().state_dict(), tmp_path / "kpn.safetensors")
     return tmp_path
 
 
@@ -156,6 +158,17 @@ def test_a_run_can_start_from_finished_weights_and_says_so(folders, tmp_path):
         facts = file.metadata()
     with safe_open(earlier, "pt") as file:
         assert json.loads(facts["started_from"]) == {"earlier": file.metadata()}
+
+
+def test_a_network_of_frames_can_begin_as_that_of_one_and_says_so(folders, tmp_path):
+    one, out = tmp_path / "kpn.safetensors", tmp_path / "kpn.burst.safetensors"
+    train(SMALL["kpn"], folders, one, minutes=0.01)
+    train(SMALL["kpn.burst-grown"], folders, out, minutes=0.01)
+    with safe_open(one, "pt") as single, safe_open(out, "pt") as grown:
+        assert json.loads(grown.metadata()["started_from"]) == {"kpn": single.metadata()}
+    save_file({"features.weight": torch.zeros(3)}, one)
+    with pytest.raises(ValueError, match=r"kpn.safetensors does not fit the network: the weights of one frame have no"):
+        train(SMALL["kpn.burst-grown"], folders, out, minutes=0.01)
 
 
 def test_weights_of_another_network_are_refused_as_a_start(folders, tmp_path):

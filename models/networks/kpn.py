@@ -17,7 +17,7 @@ Where the papers leave a choice, this file makes it:
 * All of ours are blind; the paper tells its network the noise level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,37 @@ class KPN(nn.Module):
             groups = from_opponent(self._filtered(to_opponent(clip)))
         restored, groups = groups.sum(1), self._frames * groups
         return (to_srgb(restored), to_srgb(groups)) if self._linear else (restored, groups)
+
+    def begin_as(self, single: Mapping[str, Tensor]) -> None:
+        """Become the network of one frame with these weights: the middle frame has its kernels, the others have none.
+
+        Args:
+            single: of a network with kernels of the same side and the same maps.
+
+        Raises:
+            ValueError: they are of another network.
+        """
+        own = self.state_dict()
+        taps, middle = self._side**2, self._frames // 2
+        for name, value in own.items():
+            if name not in single:
+                raise ValueError(f"the weights of one frame have no {name}")
+            given = single[name].to(value)
+            if name.startswith("weights.") and len(given) * self._frames == len(value):
+                spread = value.new_zeros(taps, self._frames, len(given) // taps, *given.shape[1:])
+                # Of what the weights start at, each network has as much as it has pixels to weigh.
+                if name.endswith("bias"):
+                    spread -= (taps * self._frames) ** -0.5
+                    spread[:, middle] += self._frames**0.5 * taps**-0.5
+                spread[:, middle] += self._frames**0.5 * given.view_as(spread[:, middle])
+                given = spread.flatten(0, 2)
+            elif given.ndim == 4 and given.shape[1] * self._frames == value.shape[1]:
+                spread = torch.unflatten(torch.zeros_like(value), 1, (self._frames, given.shape[1]))
+                spread[:, middle] = given
+                given = spread.flatten(1, 2)
+            if given.shape != value.shape:
+                raise ValueError(f"{name} is {tuple(given.shape)} of one frame; {tuple(value.shape)} was wanted")
+            value.copy_(given)
 
     def stages(self) -> tuple[nn.Module, ...]:
         """The catalogue's one stage: all of it."""

@@ -50,6 +50,8 @@ class Recipe:
     ema_decay: float = 0.998
     seed: int = 2026
     starts_from: dict[str, str] = field(default_factory=dict)  # part of the network -> finished weights it starts from
+    # A denoiser of single frames whose finished weights it begins with, as that network, and learns to see the others.
+    grows_from: str | None = None
     frozen: tuple[str, ...] = ()  # parts that stay as they start; they have a weights file of their own
     # How finished weights are adapted to noisy footage that has no clean frames, see `unsupervised.py`: its `noise` is
     # that of the footage, and its objective is given recorrupted frames for clean ones. None where nobody has tried.

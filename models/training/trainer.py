@@ -9,10 +9,10 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -45,6 +45,12 @@ class Report:
     learning_rate: float
     loss: float
     psnr_db: dict[str, float] | None = None  # of held-out pictures, by watched noise, when just measured
+
+
+class Growing(Protocol):
+    """A network of several frames that can begin as one of a single frame."""
+
+    def begin_as(self, single: Mapping[str, Tensor]) -> None: ...
 
 
 class Source(Protocol):
@@ -187,6 +193,8 @@ class Run:
         self._earlier: dict[str, dict[str, str]] = {}  # facts of the runs that the first weights came from
         for part, name in recipe.starts_from.items():
             self._load_part(self._network.get_submodule(part), weights_dir / f"{name}.safetensors")
+        if recipe.grows_from:
+            self._grow(weights_dir / f"{recipe.grows_from}.safetensors")
         for part in recipe.frozen:
             self._network.get_submodule(part).requires_grad_(False)
         self._trained = {name: p for name, p in self._network.named_parameters() if p.requires_grad}
@@ -371,6 +379,14 @@ class Run:
             raise ValueError(f"{path.name} does not fit the network: {err}") from err
         if unknown:
             raise ValueError(f"{path.name} does not fit the network: it has no {unknown[0]}")
+
+    def _grow(self, path: Path) -> None:
+        with safe_open(path, framework="pt", device=self._device) as file:
+            self._earlier[path.stem] = file.metadata() or {}
+        try:
+            cast("Growing", self._network).begin_as(load_file(path, device=self._device))
+        except ValueError as err:
+            raise ValueError(f"{path.name} does not fit the network: {err}") from err
 
     def _load(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():
