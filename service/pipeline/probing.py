@@ -19,8 +19,8 @@ from trtbuild.engine import Array
 
 SIDE_PX = 128  # of a place; smaller ones leave networks without the surroundings that they are used to
 PLACES = 9  # of a picture
-# Around a place of aligned frames. At level 25 `fitvnet` is estimated 0.93 dB too low without on four DAVIS sequences,
-# and 0.55 with it (`benchmarks/noise_estimates.py`); with 64 pixels it was 0.02 less.
+# Around a place of aligned frames. At level 25 `fitvnet` was estimated 0.93 dB too low without on four DAVIS sequences,
+# and 0.55 with it, by two places of three frames; with 64 pixels it was 0.02 less. docs/noise.md has more.
 MARGIN_PX = 32
 _MOST_SEEN = 1 << 22  # pixels of a picture that are looked at to tell what it consists of
 _SEEN_ROWS = 16
