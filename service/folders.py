@@ -22,6 +22,7 @@ FORMATS = {  # of the target's suffix
     ".tif": "tiff",
     ".tiff": "tiff",
     ".avif": "avif",
+    ".exr": "exr",
     ".mp4": "mp4",
     ".m4v": "mp4",
     ".mkv": "mkv",

@@ -35,10 +35,11 @@ IMAGES: dict[str, ContainerSpec] = {
     "webp": ContainerSpec(content_type="image/webp", suffix=".webp"),
     "tiff": ContainerSpec(content_type="image/tiff", suffix=".tiff"),
     "avif": ContainerSpec(content_type="image/avif", suffix=".avif"),
+    "exr": ContainerSpec(content_type="image/x-exr", suffix=".exr"),
     "bmp": ContainerSpec(content_type="image/bmp", suffix=".bmp"),  # not to be asked for: only what `same` keeps
 }
 BECOMES = {"image/heic": "avif"}  # what is read and not written, and what is nearest to it
-IMAGE_FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
+IMAGE_FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif", "exr")
 
 CODECS: dict[str, CodecSpec] = {
     # h264 at 18 is taken for visually lossless; the others are set to look alike.

@@ -19,7 +19,7 @@ from PIL import Image
 
 from service.errors import BadInput
 from service.media import blocks as beside
-from service.media import heic, heif, light, tiff, tiff_samples
+from service.media import exr, exr_pixels, heic, heif, light, tiff, tiff_samples
 from service.media.formats import BECOMES, IMAGES, image_format_for
 from service.media.held import Source
 from service.media.sniff import png_chunks, probe_image
@@ -77,6 +77,7 @@ class Metadata:
     tiff_tags: dict[int, tiff.Tag] = field(default_factory=dict)
     jpeg_segments: beside.Segments = ()
     dpi: tuple[float, float] | None = None  # across and down, as pixels are stored
+    exr: exr_pixels.Kept | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,7 @@ class Picture:
     depth: int | None = None  # bits of a sample in the file, where they are fewer than in here
     is_lossless: bool = False  # though its format need not be
     pages: int = 1  # that the file has; this is one of them
+    is_multiplied: bool = False  # the colours, by alpha
 
 
 class Encoded(NamedTuple):
@@ -125,6 +127,8 @@ def read_image(path: Source, settings: Settings, page: int = 0) -> Picture:
     kind = facts.content_type
     if kind == "image/heic":
         return _of_heic(bytes(data), settings)
+    if kind == "image/x-exr":
+        return _of_exr(bytes(data))
     directory = None
     if kind == "image/tiff":
         pages = tiff.pages_of(BytesIO(data))
@@ -222,6 +226,10 @@ def write_image(
     if like.pages > 1 and name != "tiff":
         lost.append("pages after the first")
     meta = _fitting(like.metadata, name, like.is_grey and like.alpha is None, lost)
+    if name == "exr":
+        return Encoded(_exr(pixels, like), spec.content_type, spec.suffix, tuple(lost))
+    if like.is_multiplied and like.alpha is not None:
+        pixels = _unmultiplied(pixels, like.alpha)
     if _needs_curve(like, meta, name):
         pixels, like, meta = _for_screens(pixels, like, meta, lost)
     planes = _file_planes(pixels, like, keep_alpha=name != "jpeg")
@@ -347,6 +355,53 @@ def _of_heic(data: bytes, settings: Settings) -> Picture:
         is_linear=bool(still.icc and light.profile_curve_is_linear(still.icc)),
         depth=still.depth if still.depth > 8 else None,
     )
+
+
+def _of_exr(data: bytes) -> Picture:
+    head = exr.read_head(BytesIO(data))
+    colours = exr.colours_of(head)
+    pixels, alpha = exr_pixels.read_pixels(data, head, colours)
+    kept = exr_pixels.Kept(
+        window=head.window,
+        is_half=colours.kind == exr.HALF,
+        compression=head.compression,
+        attributes=head.attributes,
+        layer=colours.names[0][:-1],
+        is_plain=head.is_plain,
+    )
+    return Picture(
+        pixels=pixels,
+        alpha=alpha,
+        is_grey=len(colours.names) == 1,
+        content_type="image/x-exr",
+        metadata=Metadata(exr=kept),
+        lost=("further channels",) if colours.others else (),
+        is_linear=True,
+        is_multiplied=True,
+    )
+
+
+def _exr(pixels: Pixels, like: Picture) -> bytes:
+    """The file: light, by which all OpenEXR files go, with colours multiplied by alpha."""
+    if like.metadata.exr:
+        grey = pixels.mean(axis=2, dtype=np.float64).astype(np.float32) if like.is_grey else None
+        return exr_pixels.write_pixels(pixels if grey is None else grey, like.alpha, like.metadata.exr)
+    values, alpha = pixels, like.alpha
+    if values.dtype.kind == "u":
+        most = np.float32(np.iinfo(values.dtype).max)
+        values = values.astype(np.float32) / most
+        alpha = None if alpha is None else alpha.astype(np.float32) / most
+    if not like.is_linear:
+        values = light.decoded(values)
+    if alpha is not None:
+        values = values * alpha[..., None]
+    if like.metadata.exif:
+        turned = tiff.orientation_of(like.metadata.exif)
+        values, alpha = upright(values, turned), None if alpha is None else upright(alpha, turned)
+    grey = values.mean(axis=2, dtype=np.float64).astype(np.float32) if like.is_grey else None
+    is_half = pixels.dtype == np.uint8 or like.depth == 10
+    kept = exr_pixels.plain(*values.shape[:2], is_half=is_half)
+    return exr_pixels.write_pixels(values if grey is None else grey, alpha, kept)
 
 
 def _webp_is_lossless(data: bytearray) -> bool:
@@ -602,6 +657,9 @@ def _fitting(meta: Metadata, name: str, grey: bool, lost: list[str]) -> Metadata
         said += ["resolution" if tag in _TIFF_SCALE else "text" for tag in meta.tiff_tags]
     if name != "jpeg":
         said += [beside.JPEG_KEPT[marker] for marker, _ in meta.jpeg_segments]
+    if meta.exr and name != "exr":
+        said += ["attributes"] if meta.exr.says_more else []
+        said += [] if meta.exr.is_plain else ["colour space"]
     if meta.dpi:
         said = [words for words in said if words != "resolution"] + ["resolution"] * (name not in _KEEPS_SCALE)
     lost += sorted({words for words in said if words})
@@ -613,6 +671,7 @@ def _fitting(meta: Metadata, name: str, grey: bool, lost: list[str]) -> Metadata
         tiff_tags=meta.tiff_tags,
         jpeg_segments=meta.jpeg_segments,
         dpi=meta.dpi,
+        exr=meta.exr,
     )
 
 

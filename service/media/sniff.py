@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from service.errors import BadInput, FrameTooLarge, UnknownFormat
 from service.job import InputFacts
-from service.media import heif, tiff
+from service.media import exr, heif, tiff
 from service.settings import Settings
 
 HEAD_BYTES = 1024  # what `content_type_of` wants to see; an MPEG transport stream needs 5 x 192
@@ -25,6 +25,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"MM\0*", "image/tiff"),
     (b"II+\0", "image/tiff"),  # BigTIFF
     (b"MM\0+", "image/tiff"),
+    (exr.MAGIC, "image/x-exr"),
     (b"\0\0\1\xba", "video/mpeg"),
     (b"FLV\1", "video/x-flv"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video/x-ms-asf"),
@@ -72,7 +73,7 @@ def content_type_of(head: bytes) -> str | None:
 def accepted(kind: str) -> str:
     """The formats read here, in words for a message."""
     if kind == "image":
-        return "PNG, JPEG, WebP, TIFF, AVIF, BMP, HEIC"
+        return "PNG, JPEG, WebP, TIFF, AVIF, OpenEXR, BMP, HEIC"
     return (
         "MP4, QuickTime, 3GP, Matroska, WebM, AVI, MPEG-TS, MPEG-PS, FLV, ASF, Ogg, MXF, DV, IVF, YUV4MPEG2, and bare "
         "MPEG-1, MPEG-2, H.264 and HEVC"
@@ -110,6 +111,7 @@ def probe_image(file: BinaryIO, settings: Settings) -> InputFacts:
         "image/tiff": _tiff_size,
         "image/avif": _avif_size,
         "image/heic": _heic_size,
+        "image/x-exr": _exr_size,
         "image/bmp": _bmp_size,
     }.get(content_type or "")
     if measure is None or content_type is None:
@@ -258,6 +260,12 @@ def _avif_size(file: BinaryIO) -> tuple[int, int]:
 def _heic_size(file: BinaryIO) -> tuple[int, int]:
     head = heif.read_head(file)
     return head.crop[2:]
+
+
+def _exr_size(file: BinaryIO) -> tuple[int, int]:
+    head = exr.read_head(file)
+    exr.colours_of(head)
+    return head.width, head.height
 
 
 def _bmp_size(file: BinaryIO) -> tuple[int, int]:

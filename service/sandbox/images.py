@@ -1,12 +1,15 @@
 """Pixels out of a stranger's image file, decoded elsewhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from service.errors import BadInput
-from service.media import tiff
+from service.media import exr, tiff
 from service.media.blocks import JPEG_KEPT
+from service.media.exr_pixels import Kept
 from service.media.formats import BECOMES, IMAGES
 from service.media.image import Metadata, Picture
 from service.media.sniff import check_pixels, probe_image
@@ -39,6 +42,9 @@ def read_image(path: Path, settings: Settings, page: int = 0) -> Picture:
                 content_type = str(said.said["content_type"])
                 is_grey, is_linear = bool(said.said["is_grey"]), bool(said.said["is_linear"])
                 is_lossless, depth = bool(said.said["is_lossless"]), said.said["depth"]
+                is_multiplied = bool(said.said["is_multiplied"])
+                if metadata.exr and (metadata.exr.size != (width, height) or dtype != np.float32):
+                    raise ValueError(metadata.exr.window)
                 if depth not in (None, 10, 12) or (depth and dtype != np.uint16):
                     raise ValueError(f"{depth} bits")
                 lost = tuple(str(words) for words in said.said["lost"])
@@ -64,6 +70,7 @@ def read_image(path: Path, settings: Settings, page: int = 0) -> Picture:
         depth=depth,
         pages=facts.pages or 1,
         is_lossless=is_lossless,
+        is_multiplied=is_multiplied,
     )
 
 
@@ -75,15 +82,18 @@ def _measured(message: Message) -> tuple[int, int, "np.dtype[np.generic]", bool]
 
 
 def _metadata(message: Message) -> Metadata:
-    """Blocks come in a row: EXIF, XMP, ICC, then PNG's chunks, TIFF's values, JPEG's segments."""
+    """Blocks come in a row: EXIF, XMP, ICC, then PNG's chunks, TIFF's values, JPEG's segments, OpenEXR's attributes."""
     blocks = [bytes(block) for block in message.blocks]
     exif, xmp, icc, *others = blocks
     kinds = [bytes.fromhex(kind) for kind in message.said["png_chunks"]]
     tags = [tuple(int(part) for part in tag) for tag in message.said["tiff_tags"]]
     markers = [int(marker) for marker in message.said["jpeg_segments"]]
-    if len(others) != len(kinds) + len(tags) + len(markers) or set(markers) - set(JPEG_KEPT):
+    exr_said = message.said["exr"]
+    attributes = exr_said["attributes"] if exr_said else []
+    if len(others) != len(kinds) + len(tags) + len(markers) + len(attributes) or set(markers) - set(JPEG_KEPT):
         raise ValueError(f"{len(blocks)} blocks")
     values = others[len(kinds) : len(kinds) + len(tags)]
+    segments = others[len(kinds) + len(tags) : len(others) - len(attributes)]
     dpi = message.said["dpi"]
     if dpi is not None:
         across, down = (float(one) for one in dpi)
@@ -99,6 +109,23 @@ def _metadata(message: Message) -> Metadata:
             number: tiff.Tag(kind, count, raw, offset)
             for (number, kind, count, offset), raw in zip(tags, values, strict=True)
         },
-        jpeg_segments=tuple(zip(markers, others[len(kinds) + len(tags) :], strict=True)),
+        jpeg_segments=tuple(zip(markers, segments, strict=True)),
         dpi=dpi,
+        exr=_exr(exr_said, others[len(others) - len(attributes) :]) if exr_said else None,
     )
+
+
+def _exr(said: dict[str, Any], values: Sequence[bytes]) -> Kept:
+    left, top, right, bottom = (int(side) for side in said["window"])
+    names = [(bytes.fromhex(name), bytes.fromhex(kind)) for name, kind in said["attributes"]]
+    kept = Kept(
+        window=(left, top, right, bottom),
+        is_half=bool(said["is_half"]),
+        compression=int(said["compression"]),
+        layer=str(said["layer"]),
+        is_plain=bool(said["is_plain"]),
+        attributes=tuple(exr.Attribute(*name, raw) for name, raw in zip(names, values, strict=True)),
+    )
+    if not all(map(exr.is_sound, kept.attributes)) or len({name for name, _ in names}) < len(names):
+        raise ValueError(names)
+    return kept

@@ -83,6 +83,7 @@ def _image(talk: Talk, told: dict[str, Any]) -> None:
     blocks += [chunk for _, chunk in about.png_chunks]
     blocks += [tag.raw for tag in about.tiff_tags.values()]
     blocks += [segment for _, segment in about.jpeg_segments]
+    blocks += [one.raw for one in about.exr.attributes] if about.exr else []
     if sum(map(len, blocks)) > wire.MOST_BYTES:
         raise MemoryError
     talk.say(
@@ -94,11 +95,21 @@ def _image(talk: Talk, told: dict[str, Any]) -> None:
             "is_linear": picture.is_linear,
             "depth": picture.depth,
             "is_lossless": picture.is_lossless,
+            "is_multiplied": picture.is_multiplied,
             "content_type": picture.content_type,
             "lost": picture.lost,
             "png_chunks": [kind.hex() for kind, _ in about.png_chunks],
             "jpeg_segments": [marker for marker, _ in about.jpeg_segments],
             "dpi": about.dpi,
+            "exr": about.exr
+            and {
+                "window": about.exr.window,
+                "is_half": about.exr.is_half,
+                "compression": about.exr.compression,
+                "layer": about.exr.layer,
+                "is_plain": about.exr.is_plain,
+                "attributes": [[one.name.hex(), one.kind.hex()] for one in about.exr.attributes],
+            },
             "tiff_tags": [[number, tag.type, tag.count, tag.offset] for number, tag in about.tiff_tags.items()],
         },
         *blocks,
