@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hostile.corpus import exr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import bgr, encoded, photo, png, tiff
@@ -37,6 +38,7 @@ def samples() -> dict[str, bytes]:
         "image/tiff": encoded(".tiff", bgr(picture)),
         "image/bmp": encoded(".bmp", bgr(picture)),
         "image/avif": encoded(".avif", bgr(picture)),
+        "image/x-exr": exr(64, 48),
     }
 
 
@@ -97,7 +99,7 @@ def test_text_playlists_and_other_files_are_of_no_known_type(head):
 
 def test_an_unknown_file_is_refused_with_its_first_bytes_and_what_is_accepted():
     with pytest.raises(
-        UnknownFormat, match=r"starts with 47 49 46 38 .* accepted are PNG, JPEG, WebP, TIFF, AVIF, BMP, HEIC"
+        UnknownFormat, match=r"starts with 47 49 46 38 .* accepted are PNG, JPEG, WebP, TIFF, AVIF, OpenEXR, BMP, HEIC"
     ):
         facts(b"GIF89a" + bytes(100))
 

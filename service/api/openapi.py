@@ -224,7 +224,7 @@ MOVED = {
 }
 IMAGE_BYTES: dict[str, Any] = {
     media_type: {"schema": {"type": "string", "format": "binary"}}
-    for media_type in ("image/png", "image/jpeg", "image/webp", "image/tiff", "image/avif")
+    for media_type in ("image/png", "image/jpeg", "image/webp", "image/tiff", "image/avif", "image/x-exr")
 }
 FRAME_TABLE: dict[str, Any] = {
     "application/json": {

@@ -71,10 +71,22 @@ def _images() -> Iterator[Attack]:
     yield Attack("a BMP of 2^31 pixels a side", IMAGE, _bmp(2**31 - 1, 2**31 - 1), (413,))
     yield Attack("a BMP of negative width", IMAGE, _bmp(-5, 5), (422,))
     yield from _tiffs()
+    yield from _exrs()
     yield from _avifs()
     yield Attack("a GIF", IMAGE, b"GIF89a" + bytes(20), (415,))
     yield Attack("a zip of zips", IMAGE, _zip(), (415,), "a.png", "image/png")
     yield Attack("a video at the door for images", IMAGE, clip(), (415,), "a.png", "image/png")
+
+
+def _exrs() -> Iterator[Attack]:
+    yield Attack("an OpenEXR of 2500 megapixels, declared", IMAGE, exr(50_000, 50_000), (413,))
+    yield Attack("an OpenEXR whose windows lie 2^31 apart", IMAGE, exr(2**31 - 1, 2**31 - 1), (422,))
+    yield Attack("an OpenEXR of 100 megapixels in no bytes", IMAGE, exr(10_000, 10_000), (422,))
+    yield Attack("an OpenEXR whose lines lie behind its end", IMAGE, exr(64, 64, struct.pack("<Q", 2**63)), (422,))
+    start = exr(64, 64)[:8]
+    yield Attack("an OpenEXR with an attribute of 4 GB", IMAGE, start + b"a\0string\0\xff\xff\xff\xff", (422,))
+    yield Attack("an OpenEXR of 100000 attributes", IMAGE, start + b"a\0i\0\0\0\0\0" * 100_000, (422,))
+    yield Attack("an OpenEXR with a name of a megabyte", IMAGE, start + b"a" * 1_000_000, (422,))
 
 
 def _tiffs() -> Iterator[Attack]:
@@ -242,6 +254,24 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 def png(width: int, height: int, deflated: bytes, bits: int = 8, colour: int = 2, more: bytes = b"") -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + more + chunk(b"IDAT", deflated) + chunk(b"IEND", b"")
+
+
+def exr(width: int, height: int, lines: bytes = b"") -> bytes:
+    """Three channels of half, without compression; whether there are pixels is left to `lines`."""
+    channel = struct.pack("<iIii", 1, 0, 1, 1)
+    window = struct.pack("<4i", 0, 0, width - 1, height - 1)
+    told = [
+        (b"channels", b"chlist", b"".join(name + b"\0" + channel for name in (b"B", b"G", b"R")) + b"\0"),
+        (b"compression", b"compression", b"\0"),
+        (b"dataWindow", b"box2i", window),
+        (b"displayWindow", b"box2i", window),
+        (b"lineOrder", b"lineOrder", b"\0"),
+        (b"pixelAspectRatio", b"float", struct.pack("<f", 1)),
+        (b"screenWindowCenter", b"v2f", bytes(8)),
+        (b"screenWindowWidth", b"float", struct.pack("<f", 1)),
+    ]
+    header = b"".join(name + b"\0" + kind + b"\0" + struct.pack("<I", len(raw)) + raw for name, kind, raw in told)
+    return b"v/1\x01\2\0\0\0" + header + b"\0" + lines
 
 
 def tiff(width: int, height: int, deflated: bytes) -> bytes:

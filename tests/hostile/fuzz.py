@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import OpenEXR
 import tifffile
 from PIL import Image
 
@@ -53,8 +54,19 @@ def seeds() -> list[bytes]:
     stills = [photo(form, 32) for form in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "AVIF", "HEIF")]
     stills += [*_odd_tiffs(), photo_pages(3), *(content for name, content, _ in burdened() if "megabytes" not in name)]
     moving = [clip(muxer, frames=4, codec=codec) for muxer, codec in _CLIPS]
-    more = [deep.getvalue(), palette.getvalue(), tagged.getvalue(), tiff(16, 16, zeros(768)), y4m(16, 16, 3)]
+    more = [deep.getvalue(), palette.getvalue(), tagged.getvalue(), tiff(16, 16, zeros(768)), y4m(16, 16, 3), *_exrs()]
     return [*stills, *more, *moving]
+
+
+def _exrs() -> list[bytes]:
+    random = np.random.default_rng(3)
+    made = []
+    for compression in (OpenEXR.ZIP_COMPRESSION, OpenEXR.PIZ_COMPRESSION, OpenEXR.B44_COMPRESSION):
+        planes = {name: random.random((24, 20), np.float32).astype(np.float16) for name in "RGBA"}
+        file = io.BytesIO()
+        OpenEXR.File({"type": OpenEXR.scanlineimage, "compression": compression}, planes, num_threads=0).write(file)
+        made.append(file.getvalue())
+    return made
 
 
 def _odd_tiffs() -> list[bytes]:
