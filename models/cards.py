@@ -7,7 +7,7 @@ the cards of all shipped weights anew. Needs nothing but the standard library.
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ Quality = dict[str, dict[str, dict[str, float]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The runs that made one of the weights files: the last, and those of the same recipe that it went on from."""
+    """The runs of a recipe that made one of the weights files."""
 
     weights: str
     sha256: str
@@ -37,6 +37,7 @@ class Training:
     seed: int
     device: str
     runs: int = 1
+    begun_with: dict[str, float] = field(default_factory=dict)  # minutes of other recipes that its first weights are of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,9 @@ class Card:
         """For a terminal: a paragraph a training run, a line a figure, the limits."""
         lines = [
             f"{run.weights}: recipe {run.recipe} on {run.data}; {run.steps} steps in {run.minutes:g} minutes on "
-            f"{run.device}{f', {run.runs} runs' if run.runs > 1 else ''}, seed {run.seed}; sha256 {run.sha256[:16]}"
+            f"{run.device}{f', {run.runs} runs' if run.runs > 1 else ''}"
+            f"{''.join(f', after {minutes:g} of {recipe}' for recipe, minutes in run.begun_with.items())}"
+            f", seed {run.seed}; sha256 {run.sha256[:16]}"
             for run in self.training
         ]
         for data, levels in self.quality.items():
@@ -106,7 +109,7 @@ def training_of(spec: DenoiserSpec, weights_dir: Path = WEIGHTS_DIR) -> tuple[Tr
     Raises:
         UnknownDenoiser: a weights file is not there.
     """
-    return tuple(_training_of(name, weights_dir) for name in spec.weights)
+    return tuple(_training_of(name, weights_dir, spec.weights) for name in spec.weights)
 
 
 def _quality_of(figures: Iterable[Figure]) -> Quality:
@@ -127,7 +130,7 @@ def _quality_of(figures: Iterable[Figure]) -> Quality:
     return quality
 
 
-def _training_of(name: str, weights_dir: Path) -> Training:
+def _training_of(name: str, weights_dir: Path, beside: Sequence[str]) -> Training:
     path = weights_dir / f"{name}.safetensors"
     if not path.is_file():
         raise UnknownDenoiser(f"there are no weights {path.name} in {weights_dir}")
@@ -135,7 +138,14 @@ def _training_of(name: str, weights_dir: Path) -> Training:
     # The format's first eight bytes are the length of a JSON header, little end first; facts are its `__metadata__`.
     length = int.from_bytes(content[:8], "little")
     facts = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    runs = _runs_of(facts)
+    every = list(_runs_of(facts))
+    runs = [run for run in every if run.get("recipe") == facts.get("recipe")]
+    begun_with: dict[str, float] = {}
+    apart = {*beside} - {name}  # they have an entry of their own
+    for run in every:
+        recipe = run.get("recipe", "")
+        if recipe != facts.get("recipe") and recipe not in apart:
+            begun_with[recipe] = round(begun_with.get(recipe, 0) + float(run.get("minutes", 0)), 1)
     return Training(
         weights=name,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -146,16 +156,15 @@ def _training_of(name: str, weights_dir: Path) -> Training:
         seed=int(facts.get("seed", 0)),
         device=facts.get("device", ""),
         runs=len(runs),
+        begun_with=begun_with,
     )
 
 
-def _runs_of(facts: dict[str, str]) -> list[dict[str, str]]:
-    """The facts of a run, and of those before it that it took the same network from."""
-    runs = [facts]
+def _runs_of(facts: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The facts of a run, and of all before it that its weights have been through."""
+    yield facts
     for earlier in json.loads(facts.get("started_from", "{}")).values():
-        if earlier.get("recipe") == facts.get("recipe"):
-            runs += _runs_of(earlier)
-    return runs
+        yield from _runs_of(earlier)
 
 
 def _limits_of(spec: DenoiserSpec) -> str:

@@ -73,7 +73,7 @@ def running_service(**settings: object) -> Iterator[str]:
         RuntimeError: it did not start, or did not end with status 0.
     """
     with tempfile.TemporaryDirectory(prefix="quietframe-") as data_dir:
-        command = [sys.executable, "-m", "service", "serve", "--port", "0", "--grpc-port", "0"]
+        command = [sys.executable, "-P", "-m", "service", "serve", "--port", "0", "--grpc-port", "0"]
         command += ["--data-dir", data_dir]
         said = {f"QUIETFRAME_{name.upper()}": str(value) for name, value in settings.items()}
         environment = os.environ | {"QUIETFRAME_LOG_LEVEL": "warning"} | said

@@ -35,7 +35,8 @@ YOUNG_S = 10.0  # a child that dies younger than this has something wrong with i
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 UNKILLABLE_S = 5.0  # a process that waits for a dead disk or driver cannot be killed
 KILL_AFTER_S = 10.0  # beyond the time to drain: handing back takes a moment too
-SERVICE = (sys.executable, "-m", "service")
+# -P: with -m, Python would look first where the user stands, and there may be a folder `models` or a file `queue.py`.
+SERVICE = (sys.executable, "-P", "-m", "service")
 
 
 class CannotStart(QuietframeError):

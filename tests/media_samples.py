@@ -230,6 +230,7 @@ def make_video(
                     format=pixel_format,
                     dst_colorspace={1: 1, 9: 9}.get(matrix, 5),
                     dst_color_range=full or 1,
+                    threads=1,
                 )
                 frame.colorspace, frame.color_range = matrix, full
                 frame.pts, frame.time_base = moment, time_base

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from measured import figure
+from safetensors.torch import load_file, save_file
 from seeded_networks import write_weights
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -195,6 +196,19 @@ def test_a_card_tells_of_the_run_that_made_the_weights(tmp_path):
     assert "level 0 to 55" in card.limits
     with pytest.raises(UnknownDenoiser, match="no weights"):
         renew_card(DNCNN, tmp_path, tmp_path / "cards")
+
+
+def test_a_card_tells_what_the_weights_were_before(tmp_path):
+    weights_dir = write_weights(tmp_path)
+    first = {"recipe": "dncnn", "minutes": "10.0", "steps": "4"}
+    other = {"recipe": "dncnn-other", "minutes": "7.5", "started_from": json.dumps({"dncnn": first})}
+    last = {"recipe": "dncnn", "minutes": "5.0", "steps": "2", "started_from": json.dumps({"dncnn-other": other})}
+    path = weights_dir / "dncnn.safetensors"
+    save_file(load_file(path), path, metadata=last)
+    card = renew_card(DNCNN, weights_dir, tmp_path)
+    assert (card.training[0].minutes, card.training[0].steps, card.training[0].runs) == (15.0, 6, 2)
+    assert card.training[0].begun_with == {"dncnn-other": 7.5}
+    assert "6 steps in 15 minutes on , 2 runs, after 7.5 of dncnn-other, seed 0" in card.text()
 
 
 def test_a_denoiser_that_is_no_network_has_a_card_without_training(tmp_path):

@@ -40,11 +40,11 @@ class Served:
 
 
 @contextmanager
-def serving(data_dir, **environment):
+def serving(data_dir, *, command=(sys.executable, "-m", "service"), cwd=ROOT, **environment):
     said = {f"QUIETFRAME_{name.upper()}": str(value) for name, value in environment.items()}
-    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--data-dir", str(data_dir)]
+    command = [*command, "serve", "--port", "0", "--data-dir", str(data_dir)]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"COLUMNS": "200"} | said, stdout=subprocess.PIPE, text=True
+        command, cwd=cwd, env=os.environ | {"COLUMNS": "200"} | said, stdout=subprocess.PIPE, text=True
     )
     try:
         curl_line = next((line for line in process.stdout if "curl" in line), None)
@@ -316,6 +316,19 @@ def test_a_second_service_on_the_same_data_is_refused(tmp_path):
     assert second.returncode == 1
     assert second.stderr.startswith("quietframe: ")
     assert "Traceback" not in second.stderr
+
+
+def test_nothing_is_run_that_lies_where_the_user_stands(tmp_path, photo):
+    """Once a file `h2.py` there ended every worker, and a folder `models` would have been taken for ours."""
+    standing = tmp_path / "project"
+    for name in ("h2", "queue", "models/__init__", "service/__init__", "service/__main__"):
+        path = standing / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise SystemExit('this is not ours')")
+    quietframe = Path(sys.executable).with_name("quietframe")
+    with serving(tmp_path / "data", command=[quietframe], cwd=standing) as served, served.client() as client:
+        answer = client.post("/denoise/image", files={"file": png_bytes(photo[:64, :64])})
+        assert answer.status_code == 200, answer.text
 
 
 def test_a_taken_port_is_said_plainly(service, tmp_path):
