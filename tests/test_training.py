@@ -160,6 +160,23 @@ def test_a_run_can_start_from_finished_weights_and_says_so(folders, tmp_path):
         assert json.loads(facts["started_from"]) == {"earlier": file.metadata()}
 
 
+def test_of_several_clips_one_is_kept_out_and_watched(folders, tmp_path):
+    photos, footage = folders
+    for name in ("first", "second", "third"):
+        (tmp_path / name).symlink_to(footage, target_is_directory=True)
+    clips = [tmp_path / name for name in ("first", "second", "third")]
+    material = read_material([photos, *clips], with_clips=True)
+    assert (len(material.clips), len(material.held_out_clips)) == (2, 1)
+    source = CleanSource(SMALL["fitvnet"], material, "cpu")
+    assert source.watched == ("15", "25", "50", "footage 25")
+    seen = source.watch(lambda noisy, _: noisy[:, 2:-2])
+    assert seen.keys() == set(source.watched)
+    assert seen["footage 25"] == pytest.approx(20.2, abs=0.2)
+    alone = read_material(folders, with_clips=True)
+    assert CleanSource(SMALL["fitvnet"], alone, "cpu").watched == ("15", "25", "50")
+    assert len(alone.clips) == 1
+
+
 def test_a_network_of_frames_can_begin_as_that_of_one_and_says_so(folders, tmp_path):
     one, out = tmp_path / "kpn.safetensors", tmp_path / "kpn.burst.safetensors"
     train(SMALL["kpn"], folders, one, minutes=0.01)

@@ -16,6 +16,7 @@ SMALLEST_SIDE_PX = 160
 LEAST_FOOTAGE = 7  # a folder with fewer frames, or with frames of several sizes, is a folder of photographs
 VALIDATION_EVERY = 40  # every 40th photograph is kept out of training, to watch the run by
 PAIR_VALIDATION_EVERY = 12
+CLIP_VALIDATION_EVERY = 6
 BRIGHTNESS_PX = 32  # over which light is told from noise in pairs
 NOISY_MARK, CLEAN_MARK = "_real", "_mean"  # in the names of photographs of one scene, taken noisy and averaged of many
 
@@ -29,6 +30,7 @@ class Material:
     held_out: tuple[np.ndarray, ...]
     pairs: tuple[tuple[np.ndarray, np.ndarray], ...] = ()  # taken noisy, and clean
     held_out_pairs: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    held_out_clips: tuple[np.ndarray, ...] = ()
 
     def crops(self, rng: np.random.Generator, count: int, size_px: int) -> Tensor:
         """Random crops of photographs and frames, flipped and turned: [count, 1, 3, size, size] in [0, 1]."""
@@ -123,6 +125,8 @@ def read_material(folders: Sequence[Path], *, with_clips: bool, smallest_px: int
     held_out: list[np.ndarray] = []
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     held_out_pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    held_out_clips: list[np.ndarray] = []
+    seen = 0
     for folder in folders:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
@@ -138,8 +142,12 @@ def read_material(folders: Sequence[Path], *, with_clips: bool, smallest_px: int
         for home in sorted({path.parent for path in paths}):
             pictures = [_read(path) for path in paths if path.parent == home]
             if _is_footage([path for path in paths if path.parent == home], pictures):
+                seen += 1
+                is_held_out = seen % CLIP_VALIDATION_EVERY == CLIP_VALIDATION_EVERY // 2
                 if with_clips:
-                    clips.append(np.stack(pictures))
+                    (held_out_clips if is_held_out else clips).append(np.stack(pictures))
+                if is_held_out:
+                    continue  # not among the photographs either
                 pictures = pictures[::6]  # neighbours are alike
             for index, picture in enumerate(pictures):
                 if index % VALIDATION_EVERY == VALIDATION_EVERY // 2 and min(picture.shape[:2]) >= smallest_px:
@@ -155,6 +163,7 @@ def read_material(folders: Sequence[Path], *, with_clips: bool, smallest_px: int
         tuple(held_out or photographs[:1]),
         tuple(pairs),
         tuple(held_out_pairs or pairs[:1]),
+        tuple(held_out_clips),
     )
 
 

@@ -33,6 +33,7 @@ WATCHED_SIZE_PX = 128  # or as large as the run's own crops
 WATCHED_CLIP_SIZE_PX = 96
 WATCHED_PAIRS = "pairs"  # how held-out real pairs are called where other noise has its level
 WATCHED_GREY = "grey 25"  # and grey pictures with Gaussian noise of level 25
+WATCHED_FOOTAGE = "footage 25"  # and footage, of which made-up motion is no measure
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -127,7 +128,8 @@ class CleanSource:
     def __init__(self, recipe: Recipe, material: Material, device: str) -> None:
         self._recipe, self._material, self._device = recipe, material, device
         grey, pairs = ([WATCHED_GREY] if recipe.grey_share else []), ([WATCHED_PAIRS] if recipe.pair_share else [])
-        self.watched = (*recipe.watched, *grey, *pairs)
+        films = [WATCHED_FOOTAGE] if recipe.footage_share and material.held_out_clips else []
+        self.watched = (*recipe.watched, *grey, *pairs, *films)
 
     def draw(self, rng: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy frames, what a denoiser is told of their noise, and the clean frames."""
@@ -150,7 +152,7 @@ class CleanSource:
         return noisy, sigma, clean
 
     def watch(self, restore: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
-        """On photographs kept out of training; clips are made up over them."""
+        """On photographs kept out of training, and clips made up over them; and on footage kept out."""
         recipe, rng = self._recipe, np.random.default_rng(self._recipe.seed)
         held = Material(self._material.held_out, (), (), pairs=self._material.held_out_pairs)
         size_px = max(WATCHED_SIZE_PX, recipe.phases[-1].size_px)
@@ -166,6 +168,10 @@ class CleanSource:
         if recipe.pair_share and held.pairs:
             taken_noisy, taken_clean = held.pair_crops(rng, 16, size_px)
             examples[WATCHED_PAIRS] = (taken_noisy, taken_noisy.new_zeros(16), taken_clean)
+        if WATCHED_FOOTAGE in self.watched:
+            films = Material((), self._material.held_out_clips, ())
+            clean = films.clip_crops(rng, 8, recipe.frames, WATCHED_CLIP_SIZE_PX, 1.0)
+            examples[WATCHED_FOOTAGE] = (*GAUSSIAN_LEVELS["25"](clean, len(examples)), clean)
         return {name: _psnr_db(restore(noisy, sigma), clean) for name, (noisy, sigma, clean) in examples.items()}
 
 
