@@ -205,6 +205,13 @@ def test_what_cannot_be_read_is_refused_in_words(read, what):
         read(change(written(rgba(light()))))
 
 
+def test_a_layer_has_a_name_that_can_be_written(read):
+    values = rgba(light())
+    assert read(written({f"{'a' * 199}.{name}": plane for name, plane in values.items()})).pixels.shape == (30, 40, 3)
+    with pytest.raises(BadInput, match="name has 201 characters; at most 200"):
+        read(written({f"{'a' * 200}.{name}": plane for name, plane in values.items()}))
+
+
 def test_windows_are_measured_before_anything_is_decoded(read):
     data = written(rgba(light()))
     window = struct.pack("<4i", *WINDOW)

@@ -13,6 +13,7 @@ from service.errors import BadInput
 
 MAGIC = b"v/1\x01"
 HALF, FLOAT = 1, 2  # kinds of numbers in a channel
+MOST_LAYER = 200  # characters of a layer's name, with those it is nested in
 _WHOLE = 0
 _KINDS = {_WHOLE: "whole numbers", HALF: "half", FLOAT: "float"}
 _VERSION = 2
@@ -21,7 +22,7 @@ _MOST_ATTRIBUTES = 1024
 _MOST_HEADER_BYTES = 8 * 1024**2
 _MOST_CHANNELS = 1024
 _MOST_NAME_BYTES = 255
-_FARTHEST_PX = 1 << 30  # of a window from the origin; beyond, programs fail to compute its size
+FARTHEST_PX = 1 << 30  # of a window from the origin; beyond, programs fail to compute its size
 # What the encoder says by itself, for it depends on how the pixels are stored; all else is taken from the source.
 _OF_THE_ENCODER = {
     *(b"channels", b"compression", b"dataWindow", b"lineOrder", b"tiles", b"type", b"version", b"chunkCount", b"name"),
@@ -104,8 +105,8 @@ def read_head(file: BinaryIO) -> Head:
         channels = tuple(_channels(told[b"channels"]))
     except (KeyError, IndexError, struct.error):
         raise BadInput("the OpenEXR header is broken: it does not tell window, compression and channels") from None
-    if max(map(abs, window)) > _FARTHEST_PX:
-        raise BadInput(f"the OpenEXR data window is {window}; at most {_FARTHEST_PX} pixels from 0 are accepted")
+    if max(map(abs, window)) > FARTHEST_PX:
+        raise BadInput(f"the OpenEXR data window is {window}; at most {FARTHEST_PX} pixels from 0 are accepted")
     kept = tuple(one for one in found if one.name not in _OF_THE_ENCODER)
     return Head((window[0], window[1], window[2], window[3]), channels, compression, kept)
 
@@ -126,6 +127,8 @@ def colours_of(head: Head) -> Colours:
     else:
         listed = ", ".join(sorted(named)[:20])
         raise BadInput(f"the OpenEXR file has no channels R, G, B or Y, or several such layers; it has {listed}")
+    if len(layer) > MOST_LAYER:
+        raise BadInput(f"the OpenEXR layer's name has {len(layer)} characters; at most {MOST_LAYER} are accepted")
     alpha = layer + "A" if layer + "A" in named else None
     used = [named[name] for name in (*names, *([alpha] if alpha else []))]
     if not all(one.is_whole for one in used):

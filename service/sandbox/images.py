@@ -128,4 +128,6 @@ def _exr(said: dict[str, Any], values: Sequence[bytes]) -> Kept:
     )
     if not all(map(exr.is_sound, kept.attributes)) or len({name for name, _ in names}) < len(names):
         raise ValueError(names)
+    if max(map(abs, kept.window)) > exr.FARTHEST_PX or len(kept.layer) > exr.MOST_LAYER or "\0" in kept.layer:
+        raise ValueError(f"{kept.window}, {kept.layer[:99]!r}")
     return kept
