@@ -13,6 +13,7 @@ from service.media import exr
 from service.media.image import write_image
 from service.media.light import decoded
 from service.media.sniff import probe_image
+from service.sandbox import images
 from service.sandbox.images import read_image
 from service.settings import Settings
 
@@ -210,6 +211,29 @@ def test_a_layer_has_a_name_that_can_be_written(read):
     assert read(written({f"{'a' * 199}.{name}": plane for name, plane in values.items()})).pixels.shape == (30, 40, 3)
     with pytest.raises(BadInput, match="name has 201 characters; at most 200"):
         read(written({f"{'a' * 200}.{name}": plane for name, plane in values.items()}))
+
+
+SAID = {"window": [0, 0, 9, 9], "is_half": True, "compression": 3, "layer": "", "is_plain": True, "attributes": []}
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        ({"window": [2**40, 0, 2**40 + 9, 9]}, "1099511627776"),
+        ({"window": [0, 0, 9]}, "unpack"),
+        ({"layer": "a\0b"}, "a.x00b"),
+        ({"layer": "a" * 201}, "aaa"),
+        ({"attributes": [[b"channels".hex(), b"chlist".hex()]]}, "channels"),
+        ({"attributes": [[b"a\0b".hex(), b"string".hex()]]}, "string"),
+        ({"attributes": [[b"a".hex(), b"string".hex()]] * 2}, "string"),
+        ({"attributes": [["not hex", "00"]]}, "hexadecimal"),
+    ],
+)
+def test_a_decoder_that_lies_about_an_openexr_file_is_not_believed(lie, words):
+    assert images._exr(SAID, []).window == (0, 0, 9, 9)
+    said = {**SAID, **lie}
+    with pytest.raises(ValueError, match=words):
+        images._exr(said, [b""] * len(said["attributes"]))
 
 
 def test_windows_are_measured_before_anything_is_decoded(read):
