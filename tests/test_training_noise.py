@@ -1,5 +1,7 @@
 """Does the noise of training runs have the statistics that it is said to have?"""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,19 @@ def test_pairs_are_cut_and_turned_alike_and_are_not_among_the_photographs(photog
     offsets = (noisy - clean).flatten(1).abs() * 255
     torch.testing.assert_close(offsets, offsets[:, :1].expand_as(offsets), atol=1.5, rtol=0)
     assert len(offsets[:, 0].round().unique()) > 5  # of several scenes
+
+
+def test_a_pair_is_shown_with_more_and_less_noise_and_colours_exchanged(photographed_twice):
+    material = read_material([photographed_twice], with_clips=False)
+    one = replace(material, pairs=material.pairs[-1:])
+    as_taken, clean = one.pair_crops(np.random.default_rng(3), 1, 160)
+    strength = float((as_taken - clean).abs().mean())
+    shown, colours = one.varied_pair_crops(np.random.default_rng(7), 40, 160)
+    shares = (shown - colours).abs().mean((1, 2, 3, 4)) / strength
+    assert 0.55 < float(shares.min()) < 0.75
+    assert 1.4 < float(shares.max()) < 1.7
+    order = {tuple(np.argsort(one_.mean((0, 2, 3)).numpy()).tolist()) for one_ in colours}
+    assert len(order) == 6  # each way to exchange three colours
 
 
 def test_a_recipe_that_wants_pairs_says_so_when_there_are_none(photographed_twice, tmp_path):

@@ -17,6 +17,7 @@ LEAST_FOOTAGE = 7  # a folder with fewer frames, or with frames of several sizes
 VALIDATION_EVERY = 40  # every 40th photograph is kept out of training, to watch the run by
 PAIR_VALIDATION_EVERY = 12
 CLIP_VALIDATION_EVERY = 6
+NOISE_SHARES = 0.6, 1.6  # of a pair's noise that it is shown with
 BRIGHTNESS_PX = 32  # over which light is told from noise in pairs
 NOISY_MARK, CLEAN_MARK = "_real", "_mean"  # in the names of photographs of one scene, taken noisy and averaged of many
 
@@ -45,6 +46,19 @@ class Material:
             picked.append(_turned(rng, _crop(rng, np.concatenate([noisy, clean], 2), size_px)))
         both = _as_planes(np.stack(picked)[..., :3]), _as_planes(np.stack(picked)[..., 3:])
         return both[0][:, None], both[1][:, None]
+
+    def varied_pair_crops(self, rng: np.random.Generator, count: int, size_px: int) -> tuple[Tensor, Tensor]:
+        """Likewise, the noise stronger or weaker and the colours exchanged.
+
+        Each pair has one noise, and there are few: seen as they are, networks learn them by heart within minutes.
+        """
+        noisy, clean = self.pair_crops(rng, count, size_px)
+        for index in range(count):
+            colours = torch.from_numpy(rng.permutation(3))
+            clean[index] = clean[index][:, colours]
+            taken = noisy[index][:, colours] - clean[index]
+            noisy[index] = (clean[index] + rng.uniform(*NOISE_SHARES) * taken).clamp(0, 1)
+        return noisy, clean
 
     def clip_crops(
         self, rng: np.random.Generator, count: int, frames: int, size_px: int, footage_share: float

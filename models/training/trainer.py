@@ -145,7 +145,7 @@ class CleanSource:
         noisy, sigma = recipe.noise(clean, int(rng.integers(2**62)))
         noisy[greys] = noisy[greys, :, 1:2].expand(-1, -1, 3, -1, -1)
         if of_pairs:
-            taken_noisy, taken_clean = material.pair_crops(rng, of_pairs, phase.size_px)
+            taken_noisy, taken_clean = material.varied_pair_crops(rng, of_pairs, phase.size_px)
             noisy = torch.cat([noisy, taken_noisy.to(self._device)])
             clean = torch.cat([clean, taken_clean.to(self._device)])
             sigma = torch.cat([sigma, sigma.new_zeros(of_pairs)])  # nobody knows: such recipes make blind networks
