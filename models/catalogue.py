@@ -578,7 +578,6 @@ TOFLOW = DenoiserSpec(
     trained_sigma=_TRAINED_SIGMA,
     source="Xue et al. 2019, arXiv:1711.09078",
     weights=("toflow",),
-    shipped=False,
 )
 
 _ALL = (
