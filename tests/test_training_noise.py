@@ -114,6 +114,14 @@ def test_either_gives_each_kind_its_share_of_a_batch():
     torch.testing.assert_close((noisy - GREY).std((1, 2, 3, 4)), sigma, rtol=0.05, atol=0)
 
 
+def test_camera_noise_makes_no_picture_brighter_or_darker():
+    """The curve did, and clipping, which in deep shadow still does in part."""
+    for shade in (0.15, 0.3, 0.6, 0.9):
+        clean = torch.full((8, 1, 3, 96, 96), shade)
+        noisy, _ = Camera(shot=(1e-2, 2e-2), jpeg_share=0.0)(clean, 4)
+        assert abs(float((noisy - clean).mean())) < 0.003, shade
+
+
 @pytest.fixture
 def photographed_twice(tmp_path):
     """Thirteen scenes, taken noisy, which is striped, in more light, and clean; and a photograph taken once."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from models.networks.light import linear_slope, to_linear, to_srgb
 
+_LIGHT_PX = 32
 _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # ITU-R BT.601
 SRGB_GAMMA = 2.2  # the curve of sRGB without its straight foot
 
@@ -190,6 +191,10 @@ class Camera:
         smooth = smooth * (_deviation(brightness) / _deviation(smooth)) * per_example(draw.uniform(*self.colour_share))
         noise = torch.where(per_example(is_smoothed), brightness + smooth, noise)
         noisy = (light + noise).clamp(0, 1) ** (1 / SRGB_GAMMA)
+        # Curve and clipping give the noise a mean. What real pairs call clean is the mean of many shots, so theirs has
+        # none, and a network that is taught both ways makes photographs darker.
+        for _ in range(2):  # near black, what is taken away is clipped in part
+            noisy = (noisy - _light_of(noisy - clean)).clamp(0, 1)
         noisy = (noisy * 255).round() / 255
         is_jpeg = (draw.uniform(0.0, 1.0) < self.jpeg_share).tolist()
         quality = draw.uniform(*self.jpeg_quality).tolist()
@@ -380,6 +385,14 @@ def _colour_correction(draw: _Draw) -> Tensor:
         entries.insert(row, 1 - first - second)
         rows.append(torch.stack(entries, 1))
     return torch.stack(rows, 1)
+
+
+def _light_of(noise: Tensor) -> Tensor:
+    """Its means over some 32 pixels each way, running smoothly into each other: [N, T, 3, H, W] to the same."""
+    height, width = noise.shape[3:]
+    coarse = max(1, height // _LIGHT_PX), max(1, width // _LIGHT_PX)
+    means = F.interpolate(noise.flatten(0, 1), size=coarse, mode="area")
+    return F.interpolate(means, size=(height, width), mode="bilinear").view_as(noise)
 
 
 def _deviation(noise: Tensor) -> Tensor:
