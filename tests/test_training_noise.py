@@ -114,6 +114,32 @@ def test_either_gives_each_kind_its_share_of_a_batch():
     torch.testing.assert_close((noisy - GREY).std((1, 2, 3, 4)), sigma, rtol=0.05, atol=0)
 
 
+def test_camera_noise_is_coarser_in_colour_than_in_brightness():
+    """As in real pairs, where over two pixels that of colours is correlated by 0.68, that of brightness by 0.14."""
+
+    def over_four_pixels(noise):
+        return float((noise[..., 4:] * noise[..., :-4]).mean() / noise.square().mean())
+
+    for coarse_share, is_coarse in ((1.0, True), (0.0, False)):
+        camera = Camera(shot=(1e-3, 2e-3), smoothed_share=1.0, jpeg_share=0.0, coarse_share=coarse_share)
+        noise = camera(GREY, 3)[0] - GREY
+        brightness = noise.mean(2, keepdim=True)
+        assert over_four_pixels(brightness) < 0.2
+        assert (over_four_pixels(noise - brightness) > 0.4) == is_coarse
+
+
+def test_films_are_made_by_either_preset():
+    clean = torch.rand(1, 1, 3, 32, 32).expand(8, -1, -1, -1, -1)
+    noise = Gaussian((20 / 255, 20 / 255), recorded_share=1.0)
+    both, fast, medium = (
+        Compressed(noise, **presets)(clean, 5)[0]
+        for presets in ({}, {"presets": ("veryfast",)}, {"presets": ("medium",)})
+    )
+    made_by = [(torch.equal(one, a), torch.equal(one, b)) for one, a, b in zip(both, fast, medium, strict=True)]
+    assert all(sum(which) == 1 for which in made_by)
+    assert {(True, False), (False, True)} == set(made_by)
+
+
 def test_camera_noise_makes_no_picture_brighter_or_darker():
     """The curve did, and clipping, which in deep shadow still does in part."""
     for shade in (0.15, 0.3, 0.6, 0.9):

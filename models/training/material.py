@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.training.noise import light_of
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 REDUCTIONS = (1.0, 0.7)  # reduced copies are sharper than the photograph and hide its own noise
 SMALLEST_SIDE_PX = 160
@@ -18,7 +20,6 @@ VALIDATION_EVERY = 40  # every 40th photograph is kept out of training, to watch
 PAIR_VALIDATION_EVERY = 12
 CLIP_VALIDATION_EVERY = 6
 NOISE_SHARES = 0.6, 1.6  # of a pair's noise that it is shown with
-BRIGHTNESS_PX = 32  # over which light is told from noise in pairs
 NOISY_MARK, CLEAN_MARK = "_real", "_mean"  # in the names of photographs of one scene, taken noisy and averaged of many
 
 
@@ -196,13 +197,9 @@ def _as_bright(noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:
     Lamps flicker and exposures differ from shot to shot: of what is left in PolyU's pictures after denoising, half is
     such a difference. No network can know it, and it would drown what there is to learn.
     """
-    height, width = clean.shape[:2]
-    coarse = max(1, width // BRIGHTNESS_PX), max(1, height // BRIGHTNESS_PX)
-    lit = np.empty_like(noisy)
-    for colour in range(3):
-        apart = Image.fromarray(noisy[..., colour].astype(np.float32) - clean[..., colour])
-        smooth = apart.resize(coarse, Image.Resampling.BOX).resize((width, height), Image.Resampling.BILINEAR)
-        lit[..., colour] = np.rint(noisy[..., colour] - np.asarray(smooth)).clip(0, 255)
+    apart = torch.from_numpy(noisy.astype(np.float32) - clean).permute(2, 0, 1)[None, None]
+    light = light_of(apart)[0, 0].permute(1, 2, 0).numpy()
+    lit: np.ndarray = np.rint(noisy - light).clip(0, 255).astype(np.uint8)
     return lit
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from models.networks.light import linear_slope, to_linear, to_srgb
 
-_LIGHT_PX = 32
+LIGHT_PX = 32  # over which light is told from noise
 _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # ITU-R BT.601
 SRGB_GAMMA = 2.2  # the curve of sRGB without its straight foot
 
@@ -194,7 +194,7 @@ class Camera:
         # Curve and clipping give the noise a mean. What real pairs call clean is the mean of many shots, so theirs has
         # none, and a network that is taught both ways makes photographs darker.
         for _ in range(2):  # near black, what is taken away is clipped in part
-            noisy = (noisy - _light_of(noisy - clean)).clamp(0, 1)
+            noisy = (noisy - light_of(noisy - clean)).clamp(0, 1)
         noisy = (noisy * 255).round() / 255
         is_jpeg = (draw.uniform(0.0, 1.0) < self.jpeg_share).tolist()
         quality = draw.uniform(*self.jpeg_quality).tolist()
@@ -387,10 +387,10 @@ def _colour_correction(draw: _Draw) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def _light_of(noise: Tensor) -> Tensor:
+def light_of(noise: Tensor) -> Tensor:
     """Its means over some 32 pixels each way, running smoothly into each other: [N, T, 3, H, W] to the same."""
     height, width = noise.shape[3:]
-    coarse = max(1, height // _LIGHT_PX), max(1, width // _LIGHT_PX)
+    coarse = max(1, height // LIGHT_PX), max(1, width // LIGHT_PX)
     means = F.interpolate(noise.flatten(0, 1), size=coarse, mode="area")
     return F.interpolate(means, size=(height, width), mode="bilinear").view_as(noise)
 
