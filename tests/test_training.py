@@ -220,6 +220,28 @@ def test_a_short_run_writes_weights_a_log_and_a_checkpoint_and_can_be_prolonged(
     assert {"loss", "minutes", "15", "25", "50"} <= set(words)
 
 
+@pytest.mark.parametrize("name", ["fitvnet-spatial", "dncnn"])
+def test_what_is_written_is_what_the_steps_multiplied_by(name, material, weights_dir):
+    """In bfloat16. Rounding has a direction that was learnt; weights as they stand make pictures darker."""
+    out = weights_dir / f"{name}.new.safetensors"
+    run = run_of(name, material, out, weights_dir)
+    run._one_step()
+    run.finish([])
+    network, written = run._network.eval(), load_file(out)
+    network.load_state_dict(run._average)
+    frame = torch.rand(1, 1, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        seen = SMALL[name].restore(network, frame, torch.zeros(1))
+        network.load_state_dict(written)
+        assert torch.equal(SMALL[name].restore(network, frame, torch.zeros(1)), seen)
+
+    multiplied = {key for key in written if key.endswith((".weight", ".bias")) and written[key].dim() == 4}
+    assert multiplied and all(torch.equal(written[key], written[key].bfloat16().float()) for key in multiplied)
+    kept = {key for key in written if "running" in key}
+    assert all(torch.equal(written[key], run._average[key]) for key in kept)
+    assert bool(kept) == (name == "dncnn")
+
+
 def test_a_run_without_its_checkpoint_pictures_or_first_weights_does_not_start(folders, tmp_path):
     out = tmp_path / "new.safetensors"
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
