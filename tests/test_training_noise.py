@@ -128,6 +128,13 @@ def test_camera_noise_is_coarser_in_colour_than_in_brightness():
         assert (over_four_pixels(noise - brightness) > 0.4) == is_coarse
 
 
+def test_a_film_is_as_bright_as_what_it_is_of():
+    """It was darker by 1 of 255, for the conversions to its colours and back rounded down."""
+    clean = (torch.rand(1, 1, 3, 8, 8) * 0.8 + 0.1).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    film = Compressed(Gaussian((0.0, 0.0)), crf=(5.0, 5.0))(clean, 2)[0]
+    assert abs(float((film - clean).mean())) < 0.25 / 255
+
+
 def test_films_are_made_by_either_preset():
     clean = torch.rand(1, 1, 3, 32, 32).expand(8, -1, -1, -1, -1)
     noise = Gaussian((20 / 255, 20 / 255), recorded_share=1.0)
