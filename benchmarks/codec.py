@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from models.catalogue import AUTO
+from models.film import FAITHFUL
 from service.demo import Image
 from service.evaluation import SUFFIXES
 from service.job import Options
@@ -36,7 +37,8 @@ def write(path: Path, frames: list[Image], codec: str, pixel_format: str, **opti
         stream = out.add_stream(codec, rate=24, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixel_format
         for frame in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            made = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            out.mux(stream.encode(made.reformat(format=pixel_format, interpolation=FAITHFUL, threads=1)))
         out.mux(stream.encode())
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB, height and width even
 
 # Else the library rounds down, there and back: films would come out darker than what they are of by 1 of 255.
-_FILTER = (
+FAITHFUL = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
 
@@ -33,11 +33,11 @@ def through_h264(frames: Frames, crf: float, preset: str = "veryfast") -> Frames
     for index, pixels in enumerate(frames):
         # On more than one thread the library's conversions give now and then another row (see service/media/colour.py).
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame = frame.reformat(format="yuv420p", interpolation=_FILTER, threads=1)
+        frame = frame.reformat(format="yuv420p", interpolation=FAITHFUL, threads=1)
         frame.pts = index
         packets += writer.encode(frame)
     packets += writer.encode(None)
     reader = av.VideoCodecContext.create("h264", "r")
     film = [frame for packet in (*packets, None) for frame in reader.decode(packet)]
-    seen = [frame.reformat(format="rgb24", interpolation=_FILTER, threads=1) for frame in film]
+    seen = [frame.reformat(format="rgb24", interpolation=FAITHFUL, threads=1) for frame in film]
     return np.stack([frame.to_ndarray() for frame in seen])

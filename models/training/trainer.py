@@ -382,8 +382,8 @@ class Run:
     def _as_seen(self) -> dict[str, Tensor]:
         """The averaged weights, those in bfloat16 that a step multiplies by in bfloat16.
 
-        What lies between two such numbers has no bearing on the loss, but the optimizer leaves it to one side: a network
-        taught for three hours made pictures darker by 0.7 of 255 as it was, by 0.07 rounded.
+        What lies between two such numbers has no bearing on the loss, but the optimizer leaves it to one side: after
+        three hours `fitvnet-spatial.camera` made pictures darker by 0.7 of 255 as it was, by 0.07 rounded.
         """
         return {
             name: value.bfloat16().to(value.dtype) if name in self._multiplied else value
