@@ -236,7 +236,8 @@ def test_what_is_written_is_what_the_steps_multiplied_by(name, material, weights
         assert torch.equal(SMALL[name].restore(network, frame, torch.zeros(1)), seen)
 
     multiplied = {key for key in written if key.endswith((".weight", ".bias")) and written[key].dim() == 4}
-    assert multiplied and all(torch.equal(written[key], written[key].bfloat16().float()) for key in multiplied)
+    assert multiplied
+    assert all(torch.equal(written[key], written[key].bfloat16().float()) for key in multiplied)
     kept = {key for key in written if "running" in key}
     assert all(torch.equal(written[key], run._average[key]) for key in kept)
     assert bool(kept) == (name == "dncnn")
