@@ -2,7 +2,8 @@
 
 Kept: cubes of patches from an empty state, all of whose frames count, and normalisation. The paper's stochastic descent
 took ten days (rate 0.03 to 0.0001, momentum 0.9 to 0.999); the trainer's own gets somewhere in minutes. Its loss is not
-told; this is the mean square of normalised pixels. The memory is followed over seven frames.
+told; this is the root of the mean square of normalised pixels, example by example, or in a batch of all levels the
+noisiest would drown the others. The memory is followed over seven frames.
 """
 
 from dataclasses import replace
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 
 from models.networks import drnn
 from models.training.noise import PoissonGaussian
-from models.training.recipe import Phase, Recipe, restore_window
+from models.training.recipe import Phase, Recipe, l2_norm, restore_window
 
 
 def cube_error(network: nn.Module, noisy: Tensor, _sigma: Tensor, clean: Tensor, _progress: float) -> Tensor:
-    """Mean square over the patches of all frames, as they come out of the network."""
+    """Root of the mean square of each example, averaged; over the patches of all its frames, unplaced."""
     assert isinstance(network, drnn.DRNN)
-    return (network.cubes(noisy).float() - drnn.patches_of(clean)).square().mean()
+    return l2_norm(network.cubes(noisy).flatten(1, 2), drnn.patches_of(clean).flatten(1, 2))
 
 
 DRNN = Recipe(
