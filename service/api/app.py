@@ -84,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
         if ring is not None:  # for where nobody is asked for a key, everybody would be the operator
             app.include_router(admin.router)
     page.install(app)
+    page.install_home(app)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
     app.add_middleware(Access)

@@ -29,6 +29,11 @@ def preference_of(values: list[str]) -> Preference:
     return Preference(respond_async=respond_async, wait_s=wait_s)
 
 
+def wants_page(accept: str | None) -> bool:
+    """Whether it is a browser that asks, for something to look at: no other client names HTML."""
+    return any(part.split(";")[0].strip().lower() == "text/html" for part in (accept or "").split(","))
+
+
 def wants_json(accept: str | None) -> bool:
     """Whether JSON is named in `Accept`, and not liked less than an image."""
     likings: dict[str, float] = {}

@@ -24,7 +24,7 @@ def right_for(method: str, path: str) -> Scope | None:
     """What a key must allow; None where none is needed."""
     if path == "/metrics" or path == "/admin" or path.startswith("/admin/"):
         return Scope.ADMIN
-    if path in OPEN or path.startswith("/docs/"):  # the page's own script and style
+    if path in OPEN or path.startswith(("/docs/", "/web/")):  # the pages' own scripts and styles
         return None
     # Asked by POST, and only asked.
     return Scope.READ if method in ASKING or path == "/v2/repository/index" else Scope.SUBMIT

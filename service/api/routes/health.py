@@ -1,10 +1,12 @@
 """What probes and scrapers ask: is the process alive, can it take work, how does it do."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from service.api import openapi
+from service.api import headers, openapi, page
 from service.api.services import Services, UseServices
 from service.broker.card import WorkerCard
 from service.broker.keys import COUNTERS
@@ -35,8 +37,21 @@ class Index(BaseModel):
     grpc_port: int | None = Field(None, description="Where gRPC listens, on the same host.")
 
 
-@router.get("/", summary="Where to go from here", response_model=Index)
-async def index(services: UseServices) -> Index:
+@router.get(
+    "/",
+    summary="Where to go from here",
+    description="For programs as JSON; a browser, which asks for HTML, gets a page to denoise on.",
+    response_model=Index,
+    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
+)
+async def index(
+    services: UseServices,
+    response: Response,
+    accept: Annotated[str | None, Header(description="With `text/html` in it, the page.")] = None,
+) -> Any:
+    if headers.wants_page(accept):
+        return page.home()
+    response.headers["Vary"] = "Accept"
     return Index(grpc_port=services.grpc_port)
 
 
