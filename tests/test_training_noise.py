@@ -1,11 +1,13 @@
 """Does the noise of training runs have the statistics that it is said to have?"""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from models.training.material import read_material
 from models.training.noise import Camera, Compressed, Either, Gaussian, Subsampled, stratified
@@ -128,11 +130,25 @@ def test_camera_noise_is_coarser_in_colour_than_in_brightness():
         assert (over_four_pixels(noise - brightness) > 0.4) == is_coarse
 
 
-def test_a_film_is_as_bright_as_what_it_is_of():
+@pytest.mark.parametrize("hd_share", [0.0, 1.0])
+def test_a_film_is_as_bright_as_what_it_is_of(hd_share):
     """It was darker by 1 of 255, for the conversions to its colours and back rounded down."""
-    clean = (torch.rand(1, 1, 3, 8, 8) * 0.8 + 0.1).repeat_interleave(8, -1).repeat_interleave(8, -2)
-    film = Compressed(Gaussian((0.0, 0.0)), crf=(5.0, 5.0))(clean, 2)[0]
+    colours = torch.rand(6, 3, 3, 3, generator=torch.Generator().manual_seed(4)) * 0.8 + 0.1
+    clean = F.interpolate(colours, size=64, mode="bilinear", align_corners=True)[:, None]
+    film = Compressed(Gaussian((0.0, 0.0)), crf=(5.0, 5.0), still_share=1.0, hd_share=hd_share)(clean, 2)[0]
     assert abs(float((film - clean).mean())) < 0.25 / 255
+    assert (film - clean).square().mean().sqrt() < 3 / 255
+
+
+@pytest.mark.parametrize("kept", [partial(Subsampled, jpeg_share=0.0), partial(Compressed, crf=(4.0, 4.0))])
+def test_in_the_colours_of_hd_more_noise_is_in_luma(kept):
+    """Whose shares of red, green and blue are less alike: 0.75 of white noise is in it, and not 0.67."""
+    noise = Gaussian((20 / 255, 20 / 255))
+    left = []
+    for hd_share, shares in ((0.0, (0.299, 0.587, 0.114)), (1.0, (0.2126, 0.7152, 0.0722))):
+        noisy = kept(noise, hd_share=hd_share)(GREY, 4)[0]
+        left.append(float((noisy * torch.tensor(shares)[:, None, None]).sum(2).std()))
+    assert left[1] / left[0] == pytest.approx(0.75 / 0.67, rel=0.03)
 
 
 def test_films_are_made_by_either_preset():

@@ -19,7 +19,10 @@ from torch.nn import functional as F
 from models.networks.light import linear_slope, to_linear, to_srgb
 
 LIGHT_PX = 32  # over which light is told from noise
-_TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # ITU-R BT.601
+_TO_YCC = {  # luma, and blue and red less luma
+    "bt601": ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)),
+    "bt709": ((0.2126, 0.7152, 0.0722), (-0.114572, -0.385428, 0.5), (0.5, -0.454153, -0.045847)),
+}
 SRGB_GAMMA = 2.2  # the curve of sRGB without its straight foot
 
 
@@ -211,12 +214,14 @@ class Subsampled:
 
     In 4:2:0 four pixels share one value of each difference of colour, and their noise of it with it: a network that
     knows noise by the pixels' not agreeing takes that for the picture. Readers scale the colours up by repetition or
-    bilinearly, half of the examples each. The matrix is that of ITU-R BT.601, at full range.
+    bilinearly, half of the examples each. The matrix is that of ITU-R BT.601, as in JPEG and in older video, or of
+    BT.709, as in HD, whose luma has a quarter more of the noise; both at full range.
     """
 
     gaussian: Gaussian
     jpeg_share: float = 0.4  # of the examples; the others lose nothing more
     jpeg_quality: tuple[int, int] = (60, 99)
+    hd_share: float = 0.5  # of the others
 
     def __call__(self, clean: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         noisy, sigma = self.gaussian(clean, seed)
@@ -224,12 +229,14 @@ class Subsampled:
         draw = _Draw(len(clean), generator)
         is_smooth, is_jpeg = draw.uniform(0.0, 1.0) < 0.5, draw.uniform(0.0, 1.0) < self.jpeg_share
         quality = draw.uniform(*self.jpeg_quality)
+        is_hd = draw.uniform(0.0, 1.0) < self.hd_share
         subsampled = torch.empty_like(noisy)
         for index, example in enumerate(noisy.clamp(0, 1)):
             if is_jpeg[index]:
                 subsampled[index] = _through_jpeg(example, round(float(quality[index])), subsampled=True)
             else:
-                subsampled[index] = _subsampled(example, "bilinear" if is_smooth[index] else "nearest")
+                read, matrix = "bilinear" if is_smooth[index] else "nearest", "bt709" if is_hd[index] else "bt601"
+                subsampled[index] = _subsampled(example, read, matrix)
         return subsampled, sigma
 
 
@@ -245,6 +252,7 @@ class Compressed:
     within: Noise
     crf: tuple[float, float] = (10.0, 30.0)  # x264's constant rate factor; 23 is its own choice
     presets: tuple[str, ...] = ("veryfast", "medium")
+    hd_share: float = 0.5  # with colours by the matrix of BT.709; the others by that of BT.601
     frames: int = 6  # of the clip that a single frame is made
     still_share: float = 0.4
     fastest_px: int = 6  # a frame, each way
@@ -253,9 +261,10 @@ class Compressed:
         draw = _Draw(len(clean), torch.Generator(clean.device).manual_seed(seed + 1))
         crf = draw.uniform(*self.crf).tolist()
         presets = [self.presets[which] for which in draw.whole(len(self.presets))]
+        is_hd = (draw.uniform(0.0, 1.0) < self.hd_share).tolist()
         if clean.shape[1] > 1:
             noisy, sigma = self.within(clean, seed)
-            return torch.stack([_through_h264(*film) for film in zip(noisy, crf, presets, strict=True)]), sigma
+            return torch.stack([_through_h264(*film) for film in zip(noisy, crf, presets, is_hd, strict=True)]), sigma
         is_still = draw.uniform(0.0, 1.0) < self.still_share
         down, across = ([one - self.fastest_px for one in draw.whole(2 * self.fastest_px + 1)] for _ in range(2))
         paths = [
@@ -269,7 +278,7 @@ class Compressed:
         taken = draw.whole(self.frames)
         kept = [
             _through_h264(*film)[t].roll((-path[t][0], -path[t][1]), (-2, -1))
-            for *film, path, t in zip(noisy, crf, presets, paths, taken, strict=True)
+            for *film, path, t in zip(noisy, crf, presets, is_hd, paths, taken, strict=True)
         ]
         return torch.stack(kept)[:, None], sigma
 
@@ -348,9 +357,9 @@ class _Draw:
         return [int(one) for one in drawn]
 
 
-def _subsampled(frames: Tensor, mode: str) -> Tensor:
+def _subsampled(frames: Tensor, mode: str, matrix: str) -> Tensor:
     """[T, 3, H, W] RGB, H and W even, to what is left of it in 8 bits of 4:2:0."""
-    to_rgb = torch.linalg.inv(to_ycc := frames.new_tensor(_TO_YCC))
+    to_rgb = torch.linalg.inv(to_ycc := frames.new_tensor(_TO_YCC[matrix]))
     stored = torch.einsum("ij,tjhw->tihw", to_ycc, frames)
     luma, colours = stored[:, :1], stored[:, 1:]
     colours = (F.avg_pool2d(colours, 2) * 255).round() / 255
@@ -418,9 +427,9 @@ def _through_jpeg(frames: Tensor, quality: int, *, subsampled: bool = False) -> 
     return (torch.stack(kept).movedim(-1, 1) / 255).to(frames)
 
 
-def _through_h264(frames: Tensor, crf: float, preset: str) -> Tensor:
+def _through_h264(frames: Tensor, crf: float, preset: str, is_hd: bool) -> Tensor:
     """[T, 3, H, W], H and W even, as a film of that rate factor gives them back."""
     from models.film import through_h264  # PyAV; the other recipes do without
 
     pixels = (frames.clamp(0, 1).movedim(1, -1).cpu() * 255).round().to(torch.uint8).numpy()
-    return (torch.from_numpy(through_h264(pixels, crf, preset)).movedim(-1, 1) / 255).to(frames)
+    return (torch.from_numpy(through_h264(pixels, crf, preset, is_hd=is_hd)).movedim(-1, 1) / 255).to(frames)

@@ -397,7 +397,7 @@ function formFor(file, kind) {
   form.set("strength", at("strength").value);
   form.set("sigma", at("sigma").value);
   form.set("format", at(`${kind}-format`).value);
-  if (at("estimate").checked) form.set("estimate", "true");
+  if (at("estimate").checked && kind === "image") form.set("estimate", "true"); // videos have one where it costs little
   if (at("reference").files.length) form.set("reference", at("reference").files[0]);
   form.set("file", file); // last, so that what is wrong with the rest is told before it is sent
   return form;
