@@ -129,27 +129,32 @@ class PartialPatch:
 class Subsampled:
     """Gaussian noise in a file of 4:2:0, as nearly every video and most JPEGs are: what noise is to a real upload.
 
-    Four pixels share each of the two differences of colour (BT.601 at full range), a mean of theirs that is repeated;
-    all is clipped and rounded to 8 bits. Nothing else is lost, the file is not compressed.
+    Four pixels share each of the two differences of colour (at full range), a mean of theirs that is repeated; all is
+    clipped and rounded to 8 bits. Nothing else is lost, the file is not compressed.
     """
 
     sigma: float
+    is_hd: bool = False  # of BT.709 instead of BT.601
 
     def __call__(self, clean: Planes, seed: int) -> Planes:
         height, width = clean.shape[1:]
         noisy = add_gaussian(clean, self.sigma, seed, clipped=True)
         whole = np.pad(noisy, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
-        luma, *colours = np.tensordot(_TO_YCC, whole, 1)
+        to_ycc = _BT709 if self.is_hd else _BT601
+        luma, *colours = np.tensordot(to_ycc, whole, 1)
         shared = [one.reshape(one.shape[0] // 2, 2, -1, 2).mean((1, 3)).repeat(2, 0).repeat(2, 1) for one in colours]
         stored = np.rint(255 * np.stack([luma, *shared])) / 255
-        read = np.tensordot(np.linalg.inv(_TO_YCC), stored, 1)[:, :height, :width]
+        read = np.tensordot(np.linalg.inv(to_ycc), stored, 1)[:, :height, :width]
         return recorded(read.astype(np.float32))
 
 
-# ITU-R BT.601: luma, and the differences of blue and red from it, both at most 1/2 from zero.
-_TO_YCC = np.array(
-    [[0.299, 0.587, 0.114], [-0.299 / 1.772, -0.587 / 1.772, 0.5], [0.5, -0.587 / 1.402, -0.114 / 1.402]]
-)
+def _to_ycc(red: float, blue: float) -> NDArray[np.float64]:
+    """Luma of so much red and blue, and the differences of blue and red from it, both at most 1/2 from zero."""
+    luma = np.array([red, 1 - red - blue, blue])
+    return np.stack([luma, ([0, 0, 1] - luma) / (2 - 2 * blue), ([1, 0, 0] - luma) / (2 - 2 * red)])
+
+
+_BT601, _BT709 = _to_ycc(0.299, 0.114), _to_ycc(0.2126, 0.0722)
 _MIXED = Mixed(sigma=25.5 / 255, struck=0.1)
 NOISES: dict[str, Noise] = {
     "mixed": _MIXED,
@@ -159,6 +164,7 @@ NOISES: dict[str, Noise] = {
     "partial-patch": PartialPatch(within=_MIXED, side=0.5),
     "subsampled-10": Subsampled(10 / 255),
     "subsampled-25": Subsampled(25 / 255),
+    "subsampled-hd-25": Subsampled(25 / 255, is_hd=True),
 }
 
 

@@ -571,7 +571,8 @@ def evaluate(
     noise: Annotated[
         str,
         typer.Option(
-            help="Other noise: mixed, signal-low, signal-high, poisson-gaussian, partial-patch, subsampled-10 or -25."
+            help="Other noise: mixed, signal-low, signal-high, poisson-gaussian, partial-patch, subsampled-10, -25 or "
+            "-hd-25 (as video of HD)."
         ),
     ] = "",
     backend: Annotated[str, typer.Option(help="What runs the networks: auto, openvino, torch.")] = "auto",

@@ -21,6 +21,7 @@ from models.noise import (
 from models.noise_level import NoiseLevel, clipped_moments, estimate_sigma, measure_noise
 
 YCC = np.array([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]])  # BT.601
+YCC_OF_HD = np.array([[0.2126, 0.7152, 0.0722], [-0.1146, -0.3854, 0.5], [0.5, -0.4542, -0.0458]])  # BT.709
 NAMES = ["gaussian-25", *NOISES]
 
 
@@ -125,16 +126,17 @@ def test_partial_patch_noise_stays_in_one_square_of_all_planes():
     assert len(places) > 15
 
 
-def test_subsampled_noise_is_what_a_file_of_half_the_colours_holds():
+@pytest.mark.parametrize(("name", "to_ycc"), [("subsampled-25", YCC), ("subsampled-hd-25", YCC_OF_HD)])
+def test_subsampled_noise_is_what_a_file_of_half_the_colours_holds(name, to_ycc):
     clean = flat(0.5)
-    noisy = NOISES["subsampled-25"](clean, 4)
+    noisy = NOISES[name](clean, 4)
     assert np.array_equal(noisy, recorded(noisy))
-    luma, blue, red = np.tensordot(YCC, noisy, 1)
+    luma, blue, red = np.tensordot(to_ycc, noisy, 1)
     for colour in (blue, red):  # four share one, but for the rounding of RGB
         assert np.abs(colour[0::2] - colour[1::2]).max() < 2 / 255
         assert np.abs(colour[:, 0::2] - colour[:, 1::2]).max() < 2 / 255
         assert colour.std() > 3 / 255
-    own = 25 * math.sqrt(0.299**2 + 0.587**2 + 0.114**2)
+    own = 25 * math.sqrt((to_ycc[0] ** 2).sum())
     assert luma.std() * 255 == pytest.approx(own, rel=0.03)
     assert np.abs(np.corrcoef(luma[:, :-1].ravel(), luma[:, 1:].ravel())[0, 1]) < 0.02
 
