@@ -414,7 +414,6 @@ DRNN = DenoiserSpec(
     trained_sigma=_TRAINED_SIGMA,
     source=_DRNN_SOURCE,
     weights=("drnn",),
-    shipped=False,
 )
 DRNN_POISSON = DenoiserSpec(
     name="drnn.poisson",

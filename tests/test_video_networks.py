@@ -248,13 +248,18 @@ def test_drnns_first_weights_are_uniform_within_the_root_of_the_layer_before():
         assert 0.95 / math.sqrt(size) < float(layer.weight.detach().abs().max()) <= 1 / math.sqrt(size)
 
 
-def test_drnns_loss_counts_every_frame_of_a_cube():
+def test_drnns_loss_counts_every_frame_of_a_cube_and_every_cube_alike():
     network = small_drnn()
     nn.init.zeros_(network.output.weight)
     nn.init.zeros_(network.output.bias)  # it gives 0, which is a grey of 0.5
     clean = torch.full((1, 7, 3, 9, 9), 0.5)
     clean[:, 2] = 0.7  # one of normalised pixels, in one of seven frames
-    assert cube_error(network, clean, NO_SIGMA, clean, 0.0).item() == pytest.approx(1 / 7, rel=1e-4)
+    of_one = cube_error(network, clean, NO_SIGMA, clean, 0.0).item()
+    assert of_one == pytest.approx((1 / 7) ** 0.5, rel=1e-4)
+    both = torch.cat(
+        [clean, torch.full_like(clean, 0.5)]
+    )
+    assert cube_error(network, both, NO_SIGMA, both, 0.0).item() == pytest.approx(of_one / 2, rel=1e-3)
 
 
 def test_drnn_learns_one_clip_by_heart():
