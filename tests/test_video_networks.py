@@ -256,9 +256,7 @@ def test_drnns_loss_counts_every_frame_of_a_cube_and_every_cube_alike():
     clean[:, 2] = 0.7  # one of normalised pixels, in one of seven frames
     of_one = cube_error(network, clean, NO_SIGMA, clean, 0.0).item()
     assert of_one == pytest.approx((1 / 7) ** 0.5, rel=1e-4)
-    both = torch.cat(
-        [clean, torch.full_like(clean, 0.5)]
-    )
+    both = torch.cat([clean, torch.full_like(clean, 0.5)])
     assert cube_error(network, both, NO_SIGMA, both, 0.0).item() == pytest.approx(of_one / 2, rel=1e-3)
 
 
