@@ -203,9 +203,9 @@ def test_a_visitor_is_asked_for_a_key_where_one_is_needed(page: Page, fresh_redi
         page.set_input_files("#files", picture)
         assert worker.took.wait(PATIENCE_S)
         card = page.locator("article")
-        card.get_by_role("button", name="Cancel").click()
-        expect(card.locator(".state")).to_have_text("Cancelling")
-        worker.go.set()
+        with page.expect_response(lambda response: response.request.method == "DELETE"):
+            card.get_by_role("button", name="Cancel").click()
+        worker.go.set()  # which asks whether it is to go on, and is told
         expect(card.locator(".state")).to_have_text("Cancelled")
 
         page.set_input_files("#files", picture)

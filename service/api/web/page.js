@@ -134,13 +134,23 @@ class Card {
       if (this.id) await ask(`jobs/${this.id}`, { method: "DELETE" }).catch(() => {});
     } else if (this.id) {
       this.say("Cancelling", null);
-      await ask(`jobs/${this.id}`, { method: "DELETE" }).catch((error) => this.fail(error));
+      try {
+        const answer = await ask(`jobs/${this.id}`, { method: "DELETE" });
+        if (answer.status === 204) this.end(); // it was over in that very moment, and is removed
+      } catch (error) {
+        this.fail(error);
+      }
     } else {
-      this.over = true;
-      this.gone.abort();
-      this.part(".stop").textContent = "Remove";
-      this.say("Cancelled");
+      this.end();
     }
+  }
+
+  end() {
+    forget(this.id);
+    this.over = true;
+    this.gone.abort();
+    this.part(".stop").textContent = "Remove";
+    this.say("Cancelled");
   }
 
   async handIn(form, kind) {
