@@ -140,7 +140,7 @@ class Subsampled:
         height, width = clean.shape[1:]
         noisy = add_gaussian(clean, self.sigma, seed, clipped=True)
         whole = np.pad(noisy, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
-        to_ycc = _BT709 if self.is_hd else _BT601
+        to_ycc = BT709 if self.is_hd else BT601
         luma, *colours = np.tensordot(to_ycc, whole, 1)
         shared = [one.reshape(one.shape[0] // 2, 2, -1, 2).mean((1, 3)).repeat(2, 0).repeat(2, 1) for one in colours]
         stored = np.rint(255 * np.stack([luma, *shared])) / 255
@@ -154,7 +154,7 @@ def _to_ycc(red: float, blue: float) -> NDArray[np.float64]:
     return np.stack([luma, ([0, 0, 1] - luma) / (2 - 2 * blue), ([1, 0, 0] - luma) / (2 - 2 * red)])
 
 
-_BT601, _BT709 = _to_ycc(0.299, 0.114), _to_ycc(0.2126, 0.0722)
+BT601, BT709 = _to_ycc(0.299, 0.114), _to_ycc(0.2126, 0.0722)
 _MIXED = Mixed(sigma=25.5 / 255, struck=0.1)
 NOISES: dict[str, Noise] = {
     "mixed": _MIXED,

@@ -12,17 +12,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.networks.light import linear_slope, to_linear, to_srgb
+from models.noise import BT601, BT709
 
 LIGHT_PX = 32  # over which light is told from noise
-_TO_YCC = {  # luma, and blue and red less luma
-    "bt601": ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)),
-    "bt709": ((0.2126, 0.7152, 0.0722), (-0.114572, -0.385428, 0.5), (0.5, -0.454153, -0.045847)),
-}
 SRGB_GAMMA = 2.2  # the curve of sRGB without its straight foot
 
 
@@ -235,8 +233,8 @@ class Subsampled:
             if is_jpeg[index]:
                 subsampled[index] = _through_jpeg(example, round(float(quality[index])), subsampled=True)
             else:
-                read, matrix = "bilinear" if is_smooth[index] else "nearest", "bt709" if is_hd[index] else "bt601"
-                subsampled[index] = _subsampled(example, read, matrix)
+                read = "bilinear" if is_smooth[index] else "nearest"
+                subsampled[index] = _subsampled(example, read, BT709 if is_hd[index] else BT601)
         return subsampled, sigma
 
 
@@ -357,9 +355,9 @@ class _Draw:
         return [int(one) for one in drawn]
 
 
-def _subsampled(frames: Tensor, mode: str, matrix: str) -> Tensor:
+def _subsampled(frames: Tensor, mode: str, matrix: NDArray[np.float64]) -> Tensor:
     """[T, 3, H, W] RGB, H and W even, to what is left of it in 8 bits of 4:2:0."""
-    to_rgb = torch.linalg.inv(to_ycc := frames.new_tensor(_TO_YCC[matrix]))
+    to_rgb = torch.linalg.inv(to_ycc := frames.new_tensor(matrix))
     stored = torch.einsum("ij,tjhw->tihw", to_ycc, frames)
     luma, colours = stored[:, :1], stored[:, 1:]
     colours = (F.avg_pool2d(colours, 2) * 255).round() / 255

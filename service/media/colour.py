@@ -7,8 +7,9 @@ import numpy as np
 from av.codec.codec import Codec, find_best_pix_fmt_of_list
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
+from models.film import FAITHFUL
 from service.media.planes import (
     FULL,
     MATRICES,
@@ -21,11 +22,6 @@ from service.media.planes import (
     layout_of,
     lies_so,
     rgb_of,
-)
-
-# For what our own arithmetic does not know (palettes, XYZ, RGB of other orders); nothing is scaled by it.
-_FILTER = (
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
 
 # On several threads the library writes past the end of a row whose width is no multiple of what it takes at once, into
@@ -127,7 +123,7 @@ def to_rgb_and_beyond(
     layout = layout_of(frame.format.name)
     if layout is None:
         wanted = "rgb48le" if depth > 8 else "rgb24"
-        picture = reformatter.reformat(frame, format=wanted, interpolation=_FILTER, threads=_THREADS)
+        picture = reformatter.reformat(frame, format=wanted, interpolation=FAITHFUL, threads=_THREADS)
         return picture.to_ndarray(), None
     if not lies_so(frame.format, layout):
         # Only the order of the same numbers changes. The range is told as one, or the library would convert it.
@@ -174,7 +170,7 @@ def from_rgb(
         return frame
     have = "rgb24" if pixels.dtype == np.uint8 else "rgb48le"
     made = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=have)
-    return reformatter.reformat(made, format=pixel_format, interpolation=_FILTER, threads=_THREADS)
+    return reformatter.reformat(made, format=pixel_format, interpolation=FAITHFUL, threads=_THREADS)
 
 
 def nearest_pixel_format(encoder: str, first: Look, *, whole_chroma: bool) -> str:
