@@ -265,8 +265,14 @@ class Cluster:
         return held
 
     def is_drained(self) -> bool:
-        """Whether nothing waits, runs, or is yet to be skipped."""
-        return not any(self.redis.xlen(keys.work(lane)) for lane in Lane)
+        """Whether nothing waits, runs, or is yet to be skipped.
+
+        All lanes at one moment: between two looks, a video's last part would leave its lane and the video enter another.
+        """
+        with self.redis.pipeline(transaction=True) as looks:
+            for lane in Lane:
+                looks.xlen(keys.work(lane))
+            return not any(looks.execute())
 
     def stop_queue(self, how: int) -> None:
         self.queue.wanted = False
