@@ -26,6 +26,7 @@ from service.broker.card import ModelReady, WorkerCard
 from service.broker.janitor import Janitor
 from service.broker.lease import Lease, LeaseClient
 from service.errors import BadInput, Indivisible, JobCancelled, LeaseLost, NotReady, ResultGone, problem_of
+from service.isolation import Isolation, Occupied
 from service.job import FrameTableBlob, Job, Lane, Metrics, Outcome, Part, PartOutcome, Preview, Progress, Result
 from service.live.host import LiveHost
 from service.media.still import CONTENT_TYPE as STILL_TYPE
@@ -66,6 +67,7 @@ RECONNECT_S = 1.0
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PAUSE_S = 2.0  # while what the job needs is away
 MOST_PAUSES = 100  # then its attempts count: what never comes back must end too
+_STOPS = "this worker stops"
 STUCK_S = 120.0  # a slot that has no job looks for one more often than that, whatever the broker does
 _OWN_SPOOL = f"video-{socket.gethostname()}."  # then the process, so that a killed worker's files are known as such
 URGENCY = {Lane.IMAGE_INTERACTIVE: Urgency.INTERACTIVE, Lane.IMAGE_BATCH: Urgency.BATCH}
@@ -86,7 +88,7 @@ class Ran(TypedDict):
 
 
 class _HandBack(Exception):
-    """The worker stops before the job is done: somebody else should do it."""
+    """Somebody else should do the job, or this worker later; the words say why."""
 
 
 @dataclass
@@ -113,6 +115,7 @@ class Worker:
         _clear_after_the_dead(self._spool)
         self._figures = WorkerFigures()
         self._shelf = Shelf(settings, makes_store=True, figures=self._figures)
+        self._isolation = Isolation()
         self._looked: dict[int, float] = {}  # slots without a job: when each last looked for one
         self._live: LiveHost | None = None
         self._failed = False
@@ -204,6 +207,8 @@ class Worker:
             with LeaseClient(self._url, self._settings, f"{self._id}-{number}") as client:
                 while not stop.asked.is_set():
                     self._looked[number] = time.monotonic()
+                    if not self._isolation.is_open(WAIT_S):
+                        continue
                     try:
                         # From then on the heartbeat shows it, until a model is loaded or a live stream comes or goes.
                         if card and (now := self._as_it_stands(card)) != shown:
@@ -259,12 +264,13 @@ class Worker:
         outcome = "failed"
         try:
             try:
-                end = self._work(client, lease, stop)
+                with self._isolation.entered(alone=self._is_last(lease), heed=partial(_heed_at_once, lease, stop)):
+                    end = self._work(client, lease, stop)
             except JobCancelled:
                 client.cancelled(lease)
                 outcome = "cancelled"
-            except _HandBack:
-                log.info("job %s: handed back, this worker stops", lease.id)
+            except (_HandBack, Occupied) as err:
+                log.info("job %s: handed back: %s", lease.id, err)
                 client.release(lease)
                 outcome = "handed_back"
             except Indivisible as err:  # only parts and joins raise it
@@ -303,6 +309,10 @@ class Worker:
             log.warning("job %s: its end could not be told, the broker is away: %s", lease.id, err)
             outcome = "lost"
         return outcome
+
+    def _is_last(self, lease: Lease) -> bool:
+        """Whether it has no attempt left after this, though it had others."""
+        return 1 < self._settings.max_attempts <= lease.attempt
 
     def _work(self, client: LeaseClient, lease: Lease, stop: Stop) -> Callable[[], None]:
         """Do what the lease is for; what is returned hands it in."""
@@ -481,7 +491,14 @@ def _heed(lease: Lease, stop: Stop) -> None:
     if lease.cancelled.is_set():
         raise JobCancelled(f"job {lease.id}")
     if stop.asked.is_set() and time.monotonic() > stop.deadline:
-        raise _HandBack
+        raise _HandBack(_STOPS)
+
+
+def _heed_at_once(lease: Lease, stop: Stop) -> None:
+    """End the wait for work to begin."""
+    if stop.asked.is_set():
+        raise _HandBack(_STOPS)
+    _heed(lease, stop)
 
 
 def _nothing_more() -> None:
@@ -538,7 +555,7 @@ def _watched(client: LeaseClient, lease: Lease, stop: Stop) -> OnProgress:
         now = time.monotonic()
         unfinished = progress.done != progress.total
         if stop.asked.is_set() and unfinished and now + (progress.eta_seconds or 0) > stop.deadline:
-            raise _HandBack  # it would not be done in time: the sooner another has it the better
+            raise _HandBack(_STOPS)  # it would not be done in time: the sooner another has it the better
         if now - told >= REPORT_EVERY_S or not unfinished:
             told = now
             client.report(lease, progress)

@@ -35,6 +35,8 @@ PATIENCE_S = 120.0  # a bound on waiting, never a claim about speed
 # A worker and its decoders hold 350 MB, and 440 MB at small images (our measurement); the large one takes 1 GB.
 TIGHT_BYTES = 650_000_000
 LARGE_PX = (6000, 5000)
+VIDEO_BYTES = 800_000_000  # with a video in its hands, and still too few for the large image
+LONG_FRAMES = 24  # the large image has killed its worker before so many are done
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells what a process holds")
 
 
@@ -169,6 +171,22 @@ async def test_a_job_too_large_for_any_worker_is_given_up_and_all_others_are_don
     killed = re.findall(r"worker \d \(process (\d+)\) holds (\d+) bytes of memory; at most (\d+) are allowed", log)
     assert len({pid for pid, _, _ in killed}) == 3
     assert all(int(held) > int(bound) == TIGHT_BYTES for _, held, bound in killed)
+
+
+@NEEDS_PROC
+@pytest.mark.anyio
+async def test_a_job_that_kills_every_worker_takes_no_neighbour_with_it(fresh_redis_url, queue, data_dir, large_png):
+    with crew(fresh_redis_url, data_dir, 1, worker_memory_bytes=VIDEO_BYTES, lease_ttl_s=1, max_attempts=2) as running:
+        film = io.BytesIO()
+        write_clip(film, moving_clip(read_photo())[:LONG_FRAMES])
+        beside = await put_clip(queue, data_dir, film.getvalue())
+        poison = await put_image(queue, data_dir, large_png)
+        assert (await queue.wait(poison, PATIENCE_S)).state is JobState.FAILED
+        ended = await queue.wait(beside, PATIENCE_S)
+        log = running.log
+    assert ended.state is JobState.SUCCEEDED, ended.error
+    assert ended.attempts <= 2  # beside the other once, unless it was done before
+    assert "holds" in log
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -267,7 +267,7 @@ class Cluster:
     def is_drained(self) -> bool:
         """Whether nothing waits, runs, or is yet to be skipped.
 
-        All lanes at one moment: between two looks, a video's last part would leave its lane and the video enter another.
+        All lanes at one moment: between two looks, a video's last part may leave its lane and the video enter another.
         """
         with self.redis.pipeline(transaction=True) as looks:
             for lane in Lane:
