@@ -317,7 +317,7 @@ def redis_bears(count: int) -> dict[str, dict[str, float]]:
             put(Lane.VIDEO)
             take(Lane.VIDEO, 1)
             video, parts = leases.pop(), [_part(at) for at in range(count)]
-            phase("divide, a part", count, lambda: worker.divide(video, parts, 1))
+            phase("divide, a part", count, lambda: worker.divide(video, parts))
             made = PartOutcome(
                 blob=secrets.token_hex(32),
                 frames=8,

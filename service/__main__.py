@@ -196,6 +196,12 @@ def denoise(
         typer.Option(parser=_level, metavar="FLOAT|auto", help="Noise level on the 8-bit scale; left out means auto."),
     ] = None,
     strength: Annotated[float, typer.Option(help="Share of the noise that is taken out, 0 to 1.")] = 1.0,
+    ensemble: Annotated[
+        int,
+        typer.Option(
+            help="Restore it 2 or 4 times, mirrored in other ways, and take the mean: better, and as often as long."
+        ),
+    ] = 1,
     reference: Annotated[Path | None, typer.Option(help="The clean original, to measure against.")] = None,
     quality: Annotated[int | None, typer.Option(help="Of JPEG, WebP and AVIF, 1 to 100.")] = None,
     codec: Annotated[str | None, typer.Option(help="Video codec: h264, hevc, av1, vp9, ffv1.")] = None,
@@ -240,8 +246,10 @@ def denoise(
     if live:
         if server is None:
             raise typer.BadParameter("--live needs --server, the URL of a running service")
-        if reference or quality is not None or estimate or side_by_side or per_frame:
-            raise typer.BadParameter("--live takes no reference, quality, estimate, side-by-side or per-frame")
+        if ensemble != 1 or reference or quality is not None or estimate or side_by_side or per_frame:
+            raise typer.BadParameter(
+                "--live takes no ensemble, reference, quality, estimate, side-by-side or per-frame"
+            )
         _denoise_live(
             server,
             str(source),
@@ -268,6 +276,7 @@ def denoise(
             "model": model,
             "sigma": sigma,
             "strength": strength,
+            "ensemble": ensemble,
             "quality": quality,
             "codec": codec,
             "crf": crf,
@@ -578,6 +587,7 @@ def evaluate(
     backend: Annotated[str, typer.Option(help="What runs the networks: auto, openvino, torch.")] = "auto",
     every: Annotated[int, typer.Option(min=1, help="Take every n-th picture only.")] = 1,
     frames: Annotated[int, typer.Option(min=1, help="At most so many frames of a sequence.")] = 20,
+    ensemble: Annotated[int, typer.Option(help="Measure self-ensembles of 2 or 4, which are not written.")] = 1,
     as_json: AsJson = False,
     write: Annotated[bool, typer.Option("--write", help="Put the figures into models/shipped/figures.csv.")] = False,
     data_dir: DataDir = None,
@@ -586,6 +596,7 @@ def evaluate(
     from models.figures import GAUSSIAN, read_published
     from service.evaluation import evaluate as run
     from service.evaluation import line_of, record, table_of
+    from service.job import ENSEMBLES
 
     levels = sigma if sigma is not None else "" if noise else "15,25,50"
     try:
@@ -595,7 +606,9 @@ def evaluate(
     noises += [name.strip() for name in noise.split(",") if name]
     figures = []
     settings = _settings(backend=backend, data_dir=data_dir)
-    for figure in run(names, data, noises, settings, every=every, most_frames=frames):
+    if ensemble not in ENSEMBLES or (write and ensemble > 1):
+        raise typer.BadParameter(f"ensemble is {ensemble}; allowed are {ENSEMBLES}, and with --write 1 alone")
+    for figure in run(names, data, noises, settings, every=every, most_frames=frames, ensemble=ensemble):
         figures.append(figure)
         if not as_json:
             err.print(line_of(figure), highlight=False, markup=False, soft_wrap=True)

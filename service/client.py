@@ -129,7 +129,8 @@ class Client:
 
         Args:
             reference: the clean original; PSNR and SSIM are measured against it.
-            fields: as POST /denoise/image has them: model, sigma, strength, format, quality, estimate, side_by_side.
+            fields: as POST /denoise/image has them: model, sigma, strength, ensemble, format, quality, estimate,
+                side_by_side.
 
         Raises:
             ServerProblem, ServerAway

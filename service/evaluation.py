@@ -58,6 +58,7 @@ def evaluate(
     *,
     every: int = 1,
     most_frames: int = 20,
+    ensemble: int = 1,
 ) -> Iterator[Figure]:
     """Measure denoisers on test sets.
 
@@ -69,6 +70,7 @@ def evaluate(
         settings: say the backend.
         every: take every n-th picture only.
         most_frames: of a sequence.
+        ensemble: as `Denoiser.of` has it.
 
     Raises:
         BadInput: a folder holds none of these, or there is no such noise.
@@ -88,7 +90,7 @@ def evaluate(
         for spec in specs:
             if spec.kind == "video" and len(examples[0].clean) == 1:
                 continue  # one picture has no neighbours
-            denoiser = shelf.denoiser(spec.name)
+            denoiser = shelf.denoiser(spec.name).of(ensemble)
             for name, noise in {REAL: None}.items() if real else added.items():
                 yield _measure(denoiser, data, examples, name, noise, settings.threads)
 

@@ -30,6 +30,7 @@ def denoise_files(
     codec: str | None,
     crf: int | None,
     bar: Bar,
+    ensemble: int = 1,
     estimate: bool = False,
     side_by_side: bool = False,
     per_frame: Path | None = None,
@@ -51,6 +52,7 @@ def denoise_files(
         quality=quality,
         codec=codec,
         crf=crf,
+        ensemble=ensemble,
         estimate=estimate,
         side_by_side=side_by_side,
     )
@@ -77,7 +79,7 @@ def _one(
     options = options.model_copy(update={"format": task.format})
     check_options(task.kind, spec, options, task.content_type)
     target.parent.mkdir(parents=True, exist_ok=True)
-    denoiser = shelf.denoiser(spec.name)
+    denoiser = shelf.denoiser(spec.name).of(options.ensemble)
     bar.start(source.name)
     try:
         on_progress = _moving(bar)

@@ -19,7 +19,7 @@ from service.access.quotas import Quotas
 from service.blobs import Blob, BlobStore
 from service.broker.queue import QueueClient
 from service.errors import BadInput, NotReady, UnknownFormat
-from service.job import InputFacts, Job, Lane, Options, new_job_id, pixels_of
+from service.job import ENSEMBLES, InputFacts, Job, Lane, Options, new_job_id, pixels_of
 from service.media import formats, probe, sniff
 from service.settings import Settings
 from service.webhooks.target import target_of
@@ -98,7 +98,7 @@ class Intake:
                     f"reference is {clean.width}x{clean.height} and file is {facts.width}x{facts.height}; "
                     "both must be of one size"
                 )
-        async with self._paid(pixels_of(asked.kind, facts)) as bill:
+        async with self._paid(pixels_of(asked.kind, facts) * asked.options.ensemble) as bill:
             job_id, is_new = await self._put(asked, spec, facts, idempotency_key)
             bill.is_due = is_new
         return job_id, is_new
@@ -187,6 +187,8 @@ def check_options(kind: Kind, spec: DenoiserSpec, options: Options, content_type
             )
     if not 0 <= options.strength <= 1:
         raise BadInput(f"strength is {options.strength:g}; it is a share from 0 to 1")
+    if options.ensemble not in ENSEMBLES:
+        raise BadInput(f"ensemble is {options.ensemble}; allowed are {', '.join(map(str, ENSEMBLES))}")
     _check_output(kind, options, content_type)
 
 

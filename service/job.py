@@ -36,6 +36,9 @@ class Lane(StrEnum):
     VIDEO_PART = "video.part"
 
 
+ENSEMBLES = (1, 2, 4)
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -45,6 +48,7 @@ class Options(_Frozen):
 
     sigma: float | None = Field(None, description="Noise level told by the caller, 8-bit scale; null means blind.")
     strength: float = Field(1.0, description="Share of the noise that is taken out, 0 to 1.")
+    ensemble: int = Field(1, description="Times it is restored, mirrored each time in another way; the mean is taken.")
     format: str = Field(
         "same", description="Container of the result; `same` keeps the input's where it can be written."
     )
@@ -90,8 +94,12 @@ class Job(_Frozen):
 
     @property
     def pixels(self) -> int:
-        """To denoise, as far as the header tells."""
-        return pixels_of(self.kind, self.input)
+        """To denoise, as far as the header tells; each of an ensemble counts."""
+        return pixels_of(self.kind, self.input) * self.options.ensemble
+
+    def pixels_in(self, frames: int) -> int:
+        """To denoise in so many frames."""
+        return self.input.width * self.input.height * frames * self.options.ensemble
 
     @property
     def compat(self) -> str:

@@ -133,7 +133,10 @@ class Settings(BaseSettings):
         description="Calls that a key, or an address where none are asked for, may make; 0: no bound.",
     )
     pixels_per_minute: int = Field(
-        0, ge=0, lt=10**15, description="Pixels that it may hand in, frames of videos all counted; 0: no bound."
+        0,
+        ge=0,
+        lt=10**15,
+        description="Pixels that it may hand in, frames of videos and passes of ensembles all counted; 0: no bound.",
     )
     data_dir: Path = Field(Path("quietframe-data"), description="Where blobs and the embedded queue live.")
     models_dir: Path | None = Field(

@@ -317,7 +317,7 @@ class Worker:
     def _work(self, client: LeaseClient, lease: Lease, stop: Stop) -> Callable[[], None]:
         """Do what the lease is for; what is returned hands it in."""
         job, on_progress = lease.job, _watched(client, lease, stop)
-        denoiser = self._shelf.denoiser(job.model)
+        denoiser = self._shelf.denoiser(job.model).of(job.options.ensemble)
         with ExitStack() as kept:
             source = kept.enter_context(self._blobs.fetch(job.input_blob))
             if job.kind == "image":
@@ -334,8 +334,7 @@ class Worker:
             parts = self._plan(denoiser, lease, source)
             if len(parts) > 1:
                 self._show(client, lease, still_of(denoiser, source, job.options, self._settings))
-                pixels = job.input.width * job.input.height * sum(part.frames for part in parts)
-                client.divide(lease, parts, pixels)
+                client.divide(lease, parts)
                 return _nothing_more
             outcome = self._video(denoiser, lease, source, target, on_progress, partial(self._show, client, lease))
             return lambda: client.ack(lease, outcome)

@@ -65,9 +65,19 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def fresh_redis_url(redis_url: str) -> str:
     """The same server, with nothing in it."""
-    with Redis.from_url(redis_url) as link:
+    return _emptied(redis_url)
+
+
+@pytest.fixture(scope="module")
+def modules_redis_url(redis_url: str) -> str:
+    """The same server, with nothing in it of earlier modules, whose jobs have their files elsewhere."""
+    return _emptied(redis_url)
+
+
+def _emptied(url: str) -> str:
+    with Redis.from_url(url) as link:
         link.flushall()
-    return redis_url
+    return url
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,15 @@ EXCLUDED = ["positive_data_acceptance", "negative_data_rejection", "unsupported_
 
 
 @pytest.fixture(scope="module")
-def place(redis_url, tmp_path_factory):
-    with Redis.from_url(redis_url) as link:
+def place(modules_redis_url, tmp_path_factory):
+    with Redis.from_url(modules_redis_url) as link:
         link.flushall()  # jobs of other tests have their blobs elsewhere
     data_dir = tmp_path_factory.mktemp("openapi")
     key, token = new_key("fuzz", list(Scope))
     add_key(data_dir / "keys.json", key)
-    settings = Settings(port=0, data_dir=data_dir, redis_url=redis_url, sync_timeout_s=2, requests_per_minute=10**6)
+    settings = Settings(
+        port=0, data_dir=data_dir, redis_url=modules_redis_url, sync_timeout_s=2, requests_per_minute=10**6
+    )
     with PlayedWorker(settings), served(settings) as (client, _):
         yield str(client.base_url), token
 

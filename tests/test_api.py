@@ -540,6 +540,8 @@ def test_a_result_whose_bytes_are_gone_is_gone(settings: Settings, api: httpx.Cl
         ({"sigma": "-3"}, ("sigma is -3", "0 to 55")),
         ({"sigma": "900"}, ("sigma is 900", "0 to 55")),
         ({"strength": "1.5"}, ("strength is 1.5", "0 to 1")),
+        ({"ensemble": "3"}, ("ensemble is 3", "1, 2, 4")),
+        ({"ensemble": "-4"}, ("ensemble is -4", "1, 2, 4")),
         ({"format": "gif"}, ("format is 'gif'", "png")),
         ({"format": "jpeg", "quality": "101"}, ("quality is 101", "1 to 100")),
     ],
@@ -586,8 +588,10 @@ def test_what_is_to_be_shown_of_a_result_is_asked_for_in_the_form(api: httpx.Cli
     assert asked.status_code == 202, asked.text
     options = asked.json()["options"]
     assert (options["sigma"], options["estimate"], options["side_by_side"]) == (None, True, True)
-    not_ticked = api.post(path, files=files, data={"estimate": "", "side_by_side": "false"}).json()["options"]
-    assert (not_ticked["estimate"], not_ticked["side_by_side"]) == (False, False)
+    not_ticked = api.post(path, files=files, data={"estimate": "", "side_by_side": "false", "ensemble": ""})
+    options = not_ticked.json()["options"]
+    assert (options["estimate"], options["side_by_side"], options["ensemble"]) == (False, False, 1)
+    assert api.post(path, files=files, data={"ensemble": "4"}).json()["options"]["ensemble"] == 4
 
 
 def test_the_figures_of_each_frame_come_as_json_csv_and_a_plot(api: httpx.Client, worker: PlayedWorker) -> None:
@@ -939,7 +943,7 @@ def test_the_examples_of_the_openapi_page_are_true(api: httpx.Client) -> None:
     assert checked > 20
 
 
-SHOWN = {"estimate", "side_by_side"}
+SHOWN = {"ensemble", "estimate", "side_by_side"}
 
 
 def test_the_form_of_the_openapi_page_is_the_form_that_is_read(api: httpx.Client) -> None:

@@ -29,8 +29,8 @@ NOISY = noisy_png()
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory, redis_url):
-    return Settings(data_dir=tmp_path_factory.mktemp("client"), redis_url=redis_url, port=0, drain_s=5)
+def settings(tmp_path_factory, modules_redis_url):
+    return Settings(data_dir=tmp_path_factory.mktemp("client"), redis_url=modules_redis_url, port=0, drain_s=5)
 
 
 @pytest.fixture(scope="module")

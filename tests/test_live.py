@@ -101,10 +101,10 @@ def until(holds):
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory, redis_url):
+def settings(tmp_path_factory, modules_redis_url):
     return Settings(
         data_dir=tmp_path_factory.mktemp("live"),
-        redis_url=redis_url,
+        redis_url=modules_redis_url,
         port=0,
         live_streams=1,
         live_idle_s=PATIENCE_S,

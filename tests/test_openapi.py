@@ -22,8 +22,10 @@ schema = schemathesis.openapi.from_dict(create_app(Settings(redis_url="redis://n
 
 
 @pytest.fixture(scope="module")
-def url(redis_url, tmp_path_factory):
-    settings = Settings(port=0, data_dir=tmp_path_factory.mktemp("openapi"), redis_url=redis_url, sync_timeout_s=2)
+def url(modules_redis_url, tmp_path_factory):
+    settings = Settings(
+        port=0, data_dir=tmp_path_factory.mktemp("openapi"), redis_url=modules_redis_url, sync_timeout_s=2
+    )
     with PlayedWorker(settings), served(settings) as (client, _):
         yield str(client.base_url)
 

@@ -1,5 +1,6 @@
 """Pictures of every size and depth, and clips, go through the shipped denoisers."""
 
+import io
 import subprocess
 import sys
 import time
@@ -135,6 +136,54 @@ def test_neighbouring_frames_help_where_much_moves_if_they_are_aligned(shelf, ph
     for name in ("fitvnet", "fitvnet.camera"):
         assert means[name] > means["fitvnet-spatial"] + 0.8  # 1.3 measured
         assert means[name] > means["fitvnet.plain"] + 0.8
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_an_ensemble_is_the_mean_of_the_picture_restored_and_its_mirror_images(shelf, photo, dtype):
+    noisy = with_noise(photo, seed=8)[:144, :128]  # whole blocks: others are padded on one side, and mirrored differ
+    noisy = noisy / np.float32(255) if dtype is np.float32 else noisy.astype(dtype) * dtype(np.iinfo(dtype).max // 255)
+    denoiser, alone, tally = shelf.denoiser("fitvnet-spatial"), [], Tally()
+    for down, across in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        (restored,) = denoiser.restore_frames([to_planes(noisy[::down, ::across])])
+        alone.append(restored[:, ::down, ::across])
+    for ensemble in (2, 4):
+        together = denoiser.of(ensemble).restore_picture(noisy, tally=tally)
+        assert together.dtype == dtype
+        expected = np.mean(alone[:ensemble], 0).clip(0, 1)
+        np.testing.assert_allclose(to_planes(together), expected, atol=(0.51 if dtype is np.uint8 else 0.01) / 255)
+    assert tally.runs == 6
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (33, 47), (301, 290)])
+def test_an_ensemble_takes_any_size_in_tiles_too(photo, size):
+    picture = np.ascontiguousarray(photo[: size[0], : size[1]])
+    tiled = Shelf(Settings(tile_px=256)).denoiser("fitvnet-spatial").of(4).restore_picture(picture)
+    whole = Shelf(Settings()).denoiser("fitvnet-spatial").of(4).restore_picture(picture)
+    assert tiled.shape == picture.shape
+    assert np.abs(tiled.astype(int) - whole).max() <= 1
+
+
+def test_an_ensemble_restores_better_pictures_grey_ones_and_video(shelf, photo, tmp_path):
+    noisy = with_noise(photo, seed=9)
+    one, four = (shelf.denoiser("fitvnet-spatial.camera").of(n).restore_picture(noisy) for n in (1, 4))
+    assert psnr_db(four, photo) > psnr_db(one, photo) + 0.03  # 0.1 measured on many
+    grey = photo[..., :1].repeat(3, 2)
+    Image.fromarray(with_noise(grey, seed=9)[..., 0]).save(tmp_path / "grey.png")
+    made = [
+        denoise_image(shelf.denoiser("fitvnet-spatial").of(n), tmp_path / "grey.png", Options(ensemble=n), Settings())
+        for n in (1, 4)
+    ]
+    one, four = (psnr_db(np.array(Image.open(io.BytesIO(image.data)))[..., None], grey[..., :1]) for image in made)
+    assert four > one
+    still = [to_planes(frame[100:196, 100:260]) for frame in moving_clip(photo)[:4]]
+    frames = [to_planes(with_noise(frame[100:196, 100:260], seed=t)) for t, frame in enumerate(moving_clip(photo)[:4])]
+    one, four = (
+        np.mean(
+            [psnr_db(f, c) for f, c in zip(shelf.denoiser("fitvnet").of(n).restore_frames(frames), still, strict=True)]
+        )
+        for n in (1, 4)
+    )
+    assert four > one
 
 
 def test_the_time_in_which_neighbours_are_laid_over_a_frame_is_told(shelf, monkeypatch):

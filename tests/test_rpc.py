@@ -106,7 +106,7 @@ def details_of(error: grpc.RpcError) -> Status:
 
 
 def test_an_image_goes_in_and_comes_back_restored_with_its_job(denoiser, worker):
-    options = pb.Options(sigma=25, strength=0.5)
+    options = pb.Options(sigma=25, strength=0.5, ensemble=2)
     request = pb.DenoiseImageRequest(image=NOISY, reference=noisy_png(seed=8), options=options, name="holiday.png")
     answer = denoiser.DenoiseImage(request, timeout=PATIENCE_S)
     assert answer.image == inverted(NOISY)
@@ -115,6 +115,7 @@ def test_an_image_goes_in_and_comes_back_restored_with_its_job(denoiser, worker)
     assert answer.job.kind == pb.JOB_KIND_IMAGE
     assert answer.job.model == "fitvnet-spatial.camera"
     assert answer.job.options.strength == 0.5
+    assert answer.job.options.ensemble == 2
     assert answer.job.metrics.psnr_db == 31.5
     assert answer.job.metrics.seconds.infer == 0.25
     assert answer.job.finished_at.seconds >= answer.job.created_at.seconds > 0

@@ -27,8 +27,8 @@ in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory, redis_url) -> Iterator[httpx.Client]:
-    with served(Settings(redis_url=redis_url, data_dir=tmp_path_factory.mktemp("web"), port=0)) as (client, _):
+def client(tmp_path_factory, modules_redis_url) -> Iterator[httpx.Client]:
+    with served(Settings(redis_url=modules_redis_url, data_dir=tmp_path_factory.mktemp("web"), port=0)) as (client, _):
         yield client
 
 

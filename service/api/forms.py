@@ -18,7 +18,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.api.problems import Refused, fields_refused
 from service.errors import NotReady
-from service.job import Options
+from service.job import ENSEMBLES, Options
 from service.media.formats import CODECS, IMAGE_FORMATS, VIDEO_FORMATS
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,12 @@ class Fields(BaseModel):
     strength: FiniteFloat = Field(
         1.0, description="Share of the noise that is taken out.", json_schema_extra={"minimum": 0, "maximum": 1}
     )
+    ensemble: int = Field(
+        1,
+        description="Times that it is restored, mirrored each time in another way; the result is their mean. Four gain "
+        "about 0.1 dB, and take four times as long.",
+        json_schema_extra={"enum": list(ENSEMBLES)},
+    )
     estimate: bool = Field(
         False,
         description="Estimate the PSNR though there is no reference: the model is run twice more over at most 0.15 "
@@ -70,6 +76,11 @@ class Fields(BaseModel):
     @classmethod
     def _not_ticked(cls, value: Any) -> Any:
         return False if value == "" else value
+
+    @field_validator("ensemble", mode="before")
+    @classmethod
+    def _not_chosen(cls, value: Any) -> Any:
+        return 1 if value == "" else value
 
     @field_validator("sigma", "quality", "codec", "crf", "webhook_url", mode="before", check_fields=False)
     @classmethod

@@ -176,17 +176,17 @@ class LeaseClient:
         """
         self._finish(lease, JobState.SUCCEEDED, outcome=outcome)
 
-    def divide(self, lease: Lease, parts: Sequence[Part], pixels: int) -> None:
+    def divide(self, lease: Lease, parts: Sequence[Part]) -> None:
         """Leave a video to be done in parts: this lease ends, they are queued, and the last one done queues the video.
 
         Args:
             parts: all of them, in order.
-            pixels: in all.
 
         Raises, besides what `ack` raises:
             JobCancelled: the job's owner no longer wants it; the lease goes on, and `cancelled` is the end to take.
         """
         frames = sum(part.frames for part in parts)
+        pixels = lease.job.pixels_in(frames)
         self._settle(lease, "divide", frames, pixels, *(part.model_dump_json() for part in parts))
 
     def undivide(self, lease: Lease) -> None:
@@ -195,8 +195,7 @@ class LeaseClient:
 
     def part_done(self, lease: Lease, outcome: PartOutcome) -> None:
         """A part is done. Raises as `ack`."""
-        job = lease.job
-        pixels = job.input.width * job.input.height * outcome.frames
+        pixels = lease.job.pixels_in(outcome.frames)
         self._settle(lease, "part_done", outcome.model_dump_json(), " ".join(outcome.blobs), pixels)
 
     def parts_of(self, lease: Lease) -> list[PartOutcome]:

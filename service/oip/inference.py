@@ -13,7 +13,7 @@ from service.oip import repository
 from service.oip.messages import IMAGE, RESTORED, SIGMA, VERSION, Parameter, Request, Response, Tensor
 from service.services import Services
 
-_OURS = {"sigma", "strength", "format", "quality"}
+_OURS = {"sigma", "strength", "ensemble", "format", "quality"}
 _DECIMAL = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 _LARGEST = 1 << 63  # of a parameter: JSON knows no bound, and what is larger is no float
 _OF_THE_PROTOCOL = {
@@ -78,15 +78,16 @@ def _options_of(parameters: dict[str, Parameter], *, encoded: bool) -> Options:
             if name in parameters:
                 raise BadInput(f"{name} is for files, which go as BYTES; pixels come back as they went in")
     said = {name: parameters[name] for name in _OURS if name in parameters}
-    for name in ("sigma", "strength", "quality"):
+    for name in ("sigma", "strength", "ensemble", "quality"):
         value = said.get(name, 0)
         if isinstance(value, str) and _DECIMAL.fullmatch(value):
             # KServe's messages hold no fractions: from its gRPC client they come as text.
             value = said[name] = float(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
             raise BadInput(f"parameter {name} is {str(value)[:40]!r}; it is a number")
-    if int(said.get("quality", 0)) != said.get("quality", 0):
-        raise BadInput(f"quality is {said['quality']}; it is a whole number")
+    for name in ("ensemble", "quality"):
+        if int(said.get(name, 0)) != said.get(name, 0):
+            raise BadInput(f"{name} is {said[name]}; it is a whole number")
     if not isinstance(said.get("format", ""), str):
         raise BadInput("parameter format is the name of one")
     return Options.model_validate({"format": "same", **said} if encoded else {**said, "format": "tiff"})

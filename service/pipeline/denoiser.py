@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -23,6 +23,9 @@ Pixels = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]  # [H, W, 
 OnTile = Callable[[int], None]  # told how many tiles there are in all
 OpenSpare = Callable[[StageSpec], Engine]  # an engine that needs no device's memory
 
+# Not turned by a quarter too, which is another shape to an engine. Measured on nine pictures of CBSD68 at level 25 with
+# `fitvnet-spatial`: these four gain 0.10 dB, all eight 0.11.
+_MIRRORED: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
 MOST_SPANS = 32  # of runs of an engine, told for one job: a video has one for each frame
 
 
@@ -75,6 +78,16 @@ class Denoiser:
     open_spare: OpenSpare | None = None  # where an engine's device may run out of memory
     open_for_grey: "Callable[[], Denoiser] | None" = None  # what restores grey pictures in its stead
     watch: Watch | None = None
+    ensemble: int = 1  # of `job.ENSEMBLES`
+
+    def of(self, ensemble: int) -> "Denoiser":
+        """This one as a self-ensemble: it restores what it is given so many times, mirrored in other ways, and takes
+        the mean (Timofte, Rothe, Van Gool 2016, "Seven ways to improve example-based single image super resolution").
+
+        Args:
+            ensemble: 1, which is the denoiser alone; 2 adds left and right swapped; 4 also top and bottom, and both.
+        """
+        return replace(self, ensemble=ensemble)
 
     @property
     def backend(self) -> str:
@@ -87,7 +100,7 @@ class Denoiser:
     def for_grey(self, tally: Tally) -> "Denoiser":
         """What restores a grey picture best: it may be another, and if there is none, that is noted."""
         if self.open_for_grey:
-            other = self.open_for_grey()
+            other = self.open_for_grey().of(self.ensemble)
             tally.notes.append(f"the picture is grey: restored by {other.spec.name}")
             return other
         if self.spec.weights and "grey" not in self.spec.taught:
@@ -131,7 +144,7 @@ class Denoiser:
         tiles = plan_tiles(*pixels.shape[:2], tile_px=self.tile_px, halo_px=stage.halo_px, multiple=self.spec.multiple)
         for together in _groups(tiles, self.engines[0].batch):
             cuts = [read_padded(pixels, tile) for tile in together]
-            by_pixels = strength == 1 and pixels.dtype.kind == "u"
+            by_pixels = strength == 1 and pixels.dtype.kind == "u" and self.ensemble == 1
             finished = (
                 self._run_pixels(cast("WholePixels", np.stack(cuts)), sigma, urgency, tally) if by_pixels else None
             )
@@ -216,7 +229,19 @@ class Denoiser:
         return self.engines[self.spec.stages.index(stage)]
 
     def _run(self, stage: StageSpec, planes: Array, sigma: float | None, urgency: Urgency, tally: Tally) -> Array:
-        """[N, T*C, H, W] to [N, planes_out, H, W], by as much at a time as the engine's device has memory for."""
+        """[N, T*C, H, W] to [N, planes_out, H, W], the mean over the ensemble."""
+        restored = self._run_once(stage, planes, sigma, urgency, tally)
+        if self.ensemble == 1:
+            return restored
+        total = restored.copy()  # an engine may keep what it gave
+        for axes in _MIRRORED[1 : self.ensemble]:
+            mirrored = self._run_once(stage, np.ascontiguousarray(np.flip(planes, axes)), sigma, urgency, tally)
+            total += np.flip(mirrored, axes)
+        total /= self.ensemble
+        return total
+
+    def _run_once(self, stage: StageSpec, planes: Array, sigma: float | None, urgency: Urgency, tally: Tally) -> Array:
+        """The same for one of the ensemble, by as much at a time as the engine's device has memory for."""
         relief = tally.relief
         while True:
             spared = self.open_spare if relief.spared else None
@@ -268,7 +293,7 @@ class Denoiser:
         for one, result in zip(planes, restored, strict=True):
             for cut in cuts:
                 noisy = np.ascontiguousarray(read_padded(one.transpose(1, 2, 0), cut).transpose(2, 0, 1))
-                output = self._run(stage, noisy[None], sigma, urgency, tally)[0]
+                output = self._run_once(stage, noisy[None], sigma, urgency, tally)[0]
                 result[(slice(None), *cut.kept)] = output[(slice(None), *cut.kept_inside)]
         return restored
 

@@ -405,6 +405,7 @@ function formFor(file, kind) {
   const form = new FormData();
   form.set("model", at("model").value);
   form.set("strength", at("strength").value);
+  form.set("ensemble", at("ensemble").value);
   form.set("sigma", at("sigma").value);
   form.set("format", at(`${kind}-format`).value);
   if (at("estimate").checked && kind === "image") form.set("estimate", "true"); // videos have one where it costs little

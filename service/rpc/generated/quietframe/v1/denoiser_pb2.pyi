@@ -48,7 +48,7 @@ JOB_KIND_IMAGE: JobKind
 JOB_KIND_VIDEO: JobKind
 
 class Options(_message.Message):
-    __slots__ = ("sigma", "strength", "format", "quality", "codec", "crf", "estimate", "side_by_side")
+    __slots__ = ("sigma", "strength", "format", "quality", "codec", "crf", "estimate", "side_by_side", "ensemble")
     SIGMA_FIELD_NUMBER: _ClassVar[int]
     STRENGTH_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Options(_message.Message):
     CRF_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     SIDE_BY_SIDE_FIELD_NUMBER: _ClassVar[int]
+    ENSEMBLE_FIELD_NUMBER: _ClassVar[int]
     sigma: float
     strength: float
     format: str
@@ -65,7 +66,8 @@ class Options(_message.Message):
     crf: int
     estimate: bool
     side_by_side: bool
-    def __init__(self, sigma: _Optional[float] = ..., strength: _Optional[float] = ..., format: _Optional[str] = ..., quality: _Optional[int] = ..., codec: _Optional[str] = ..., crf: _Optional[int] = ..., estimate: _Optional[bool] = ..., side_by_side: _Optional[bool] = ...) -> None: ...
+    ensemble: int
+    def __init__(self, sigma: _Optional[float] = ..., strength: _Optional[float] = ..., format: _Optional[str] = ..., quality: _Optional[int] = ..., codec: _Optional[str] = ..., crf: _Optional[int] = ..., estimate: _Optional[bool] = ..., side_by_side: _Optional[bool] = ..., ensemble: _Optional[int] = ...) -> None: ...
 
 class DenoiseImageRequest(_message.Message):
     __slots__ = ("image", "model", "options", "reference", "name")
