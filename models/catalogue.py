@@ -550,6 +550,7 @@ KPN_BURST = _kernels(
     halo_px=64,
     parameters=1_336_503,
     macs_per_pixel=221_004,
+    shipped=True,
 )
 KPN_PAPER = _kernels(
     "kpn.paper",

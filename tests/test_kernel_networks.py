@@ -221,18 +221,18 @@ def test_a_fixed_grid_is_not_taught_and_stays_regular():
     assert network.offsets.weight.grad.any()
 
 
-def test_kpn_of_frames_begins_as_that_of_one():
+@pytest.mark.parametrize(("side", "frames"), [(5, 5), (7, 1), (9, 3)])
+def test_kpn_of_frames_and_of_larger_kernels_begins_as_that_of_one(side, frames):
     torch.manual_seed(5)
-    one, many = KPN(), KPN(frames=5)
+    one, many = KPN(), KPN(side=side, frames=frames)
     for parameter in one.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     many.begin_as(one.state_dict())
-    noisy, sigma = torch.rand(2, 15, 32, 48), torch.zeros(2)
+    noisy, sigma, middle = torch.rand(2, 3 * frames, 32, 48), torch.zeros(2), 3 * (frames // 2)
     with torch.no_grad():
-        torch.testing.assert_close(many(noisy, sigma), one(noisy[:, 6:9], sigma), atol=2e-6, rtol=0)
-    words = r"weights.weight is \(147, 48, 3, 3\) of one frame; \(375, 48, 3, 3\) was wanted"
-    with pytest.raises(ValueError, match=words):
-        many.begin_as(KPN(side=7).state_dict())
+        torch.testing.assert_close(many(noisy, sigma), one(noisy[:, middle : middle + 3], sigma), atol=3e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"weights.weight is \(363, 48, 3, 3\) of one frame; .* was wanted"):
+        many.begin_as(KPN(side=11).state_dict())
 
 
 @pytest.mark.parametrize("name", ["deform2d", "deform3d", "kpn"])

@@ -17,6 +17,7 @@ Where the papers leave a choice, this file makes it:
 * All of ours are blind; the paper tells its network the noise level.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -91,35 +92,46 @@ class KPN(nn.Module):
         return (to_srgb(restored), to_srgb(groups)) if self._linear else (restored, groups)
 
     def begin_as(self, single: Mapping[str, Tensor]) -> None:
-        """Become the network of one frame with these weights: the middle frame has its kernels, the others have none.
+        """Become the network of one frame with these weights.
+
+        Its kernels lie in the middle of this one's, in the middle frame; all around is nothing.
 
         Args:
-            single: of a network with kernels of the same side and the same maps.
+            single: of a network with the same maps, and kernels no larger.
 
         Raises:
             ValueError: they are of another network.
         """
-        own = self.state_dict()
-        taps, middle = self._side**2, self._frames // 2
-        for name, value in own.items():
+        for name, value in self.state_dict().items():
             if name not in single:
                 raise ValueError(f"the weights of one frame have no {name}")
             given = single[name].to(value)
-            if name.startswith("weights.") and len(given) * self._frames == len(value):
-                spread = value.new_zeros(taps, self._frames, len(given) // taps, *given.shape[1:])
-                # Of what the weights start at, each network has as much as it has pixels to weigh.
-                if name.endswith("bias"):
-                    spread -= (taps * self._frames) ** -0.5
-                    spread[:, middle] += self._frames**0.5 * taps**-0.5
-                spread[:, middle] += self._frames**0.5 * given.view_as(spread[:, middle])
-                given = spread.flatten(0, 2)
+            if name.startswith("weights."):
+                given = self._widened(name, value, given)
             elif given.ndim == 4 and given.shape[1] * self._frames == value.shape[1]:
                 spread = torch.unflatten(torch.zeros_like(value), 1, (self._frames, given.shape[1]))
-                spread[:, middle] = given
+                spread[:, self._frames // 2] = given
                 given = spread.flatten(1, 2)
             if given.shape != value.shape:
                 raise ValueError(f"{name} is {tuple(given.shape)} of one frame; {tuple(value.shape)} was wanted")
             value.copy_(given)
+
+    def _widened(self, name: str, value: Tensor, given: Tensor) -> Tensor:
+        """What makes the kernels of a smaller network, as part of what makes these; as it is where that cannot be."""
+        planes = 1 if self._plane_by_plane else 3
+        side = math.isqrt(len(given) // planes)
+        edge = (self._side - side) // 2
+        if side**2 * planes != len(given) or side + 2 * edge != self._side or edge < 0:
+            return given
+        spread = value.new_zeros(self._side, self._side, self._frames, planes, *given.shape[1:])
+        inside = spread[edge : edge + side, edge : edge + side, self._frames // 2]
+        # Of what the weights start at, each network has as much as it has pixels to weigh.
+        count, before = self._frames * self._side**2, side**2
+        if name.endswith("bias"):
+            spread -= count**-0.5
+            inside += count**0.5 / before
+        inside += (count / before) ** 0.5 * given.view_as(inside)
+        return spread.flatten(0, 3)
 
     def stages(self) -> tuple[nn.Module, ...]:
         """The catalogue's one stage: all of it."""

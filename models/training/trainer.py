@@ -256,7 +256,9 @@ class Run:
         }
         if self._earlier:
             facts["started_from"] = json.dumps(self._earlier)
-        save_file({name: value.contiguous() for name, value in self._as_seen().items()}, self._out, metadata=facts)
+        rounded = self._as_seen()
+        rounded |= {name: rounded[name].bfloat16() for name in self._multiplied & rounded.keys()}  # half the bytes
+        save_file({name: value.contiguous() for name, value in rounded.items()}, self._out, metadata=facts)
 
     def start_from(self, path: Path) -> None:
         self._load_part(self._network, path)
@@ -408,7 +410,8 @@ class Run:
         with safe_open(path, framework="pt", device=self._device) as file:
             self._earlier[path.stem] = file.metadata() or {}
         try:
-            cast("Growing", self._network).begin_as(load_file(path, device=self._device))
+            earlier = {name: value.float() for name, value in load_file(path, device=self._device).items()}
+            cast("Growing", self._network).begin_as(earlier)
         except ValueError as err:
             raise ValueError(f"{path.name} does not fit the network: {err}") from err
 

@@ -27,6 +27,8 @@ KPN = Recipe(
     source="KPN, its basic loss",
 )
 KPN_7X7 = replace(KPN, name="kpn.7x7", network="kpn.7x7")
+# Not the paper's, to be started beside the finished weights of `kpn`: what those have learnt need not be learnt twice.
+KPN_7X7_GROWN = replace(KPN_7X7, name="kpn.7x7-grown", learning_rate=5e-4, grows_from="kpn")
 KPN_BURST = replace(
     KPN,
     name="kpn.burst",
@@ -53,4 +55,4 @@ KPN_BURST_PAPER = replace(
     KPN_BURST, name="kpn.burst.paper", network="kpn.burst.paper", phases=(Phase(0.0, 128, 4),), learning_rate=1e-4
 )
 
-RECIPES = (KPN, KPN_7X7, KPN_BURST, KPN_BURST_GROWN, KPN_PAPER, KPN_BURST_PAPER)
+RECIPES = (KPN, KPN_7X7, KPN_7X7_GROWN, KPN_BURST, KPN_BURST_GROWN, KPN_PAPER, KPN_BURST_PAPER)
