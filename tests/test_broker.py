@@ -570,10 +570,104 @@ async def test_a_part_that_fails_for_good_fails_the_video_and_stops_the_others(
     [letter] = await queue.dead_letters(5)
     assert letter.job_id == job.id
     assert letter.reason.startswith("part 0: ")
-    # Replayed, it begins anew: with a plan.
+    # Nothing of it is done. Replayed, it begins anew: with a plan.
     await queue.replay(job.id)
     lease = taken(second)
     assert (lease.part, lease.parts, lease.attempt) == (None, 0, 1)
+
+
+async def failed_with_parts_done(queue: QueueClient, first: LeaseClient, second: LeaseClient) -> Job:
+    """A video of five parts: 0 and 2 are done, 3 was with a worker when 1 failed, 4 waited."""
+    job = await divided(queue, first, 5)
+    leases = [taken(first), taken(first), taken(second), taken(second)]
+    first.part_done(leases[0], a_part_outcome("0" * 64))
+    second.part_done(leases[2], a_part_outcome("2" * 64))
+    second.report(leases[3], Progress(done=7, total=10))
+    first.bury(leases[1], problem(500, "failed", "Denoising failed", "no memory"))
+    with pytest.raises(LeaseLost):
+        second.part_done(leases[3], a_part_outcome("f" * 64))
+    assert (await queue.get(job.id)).state is JobState.FAILED
+    return job
+
+
+async def test_a_failed_video_that_is_replayed_keeps_the_parts_that_are_done(
+    queue: QueueClient, hire: Hire, url: str
+) -> None:
+    first, second = hire("first"), hire("second")
+    job = await failed_with_parts_done(queue, first, second)
+    assert first.lease(tuple(Lane), 0) is None
+    with Redis.from_url(url, decode_responses=True) as link:
+        assert link.hget(f"{keys.PREFIX}load", Lane.VIDEO) == "0"
+        assert not link.exists(f"{keys.PREFIX}divided:{Lane.VIDEO}")
+    record = await queue.replay(job.id)
+    assert (record.state, record.error, record.attempts) == (JobState.RUNNING, None, 1)
+    assert (record.progress.done, record.progress.total) == (20, 50)
+    with Redis.from_url(url, decode_responses=True) as link:
+        assert link.hget(f"{keys.PREFIX}load", Lane.VIDEO) == "30"
+    leases = [taken(first), taken(second), taken(first)]
+    assert [(lease.part.index, lease.attempt) for lease in leases if lease.part] == [(1, 1), (3, 1), (4, 1)]
+    first.report(leases[0], Progress(done=5, total=10))
+    assert (await queue.get(job.id)).progress.done == 25
+    for worker, lease in zip((first, second, first), leases, strict=True):
+        assert lease.part
+        worker.part_done(lease, a_part_outcome(f"{lease.part.index}" * 64))
+    join = taken(second)
+    assert [one.blob for one in second.parts_of(join)] == [f"{number}" * 64 for number in range(5)]
+    second.ack(join, an_outcome())
+    assert (await queue.get(job.id)).state is JobState.SUCCEEDED
+    told = [event["state"] async for _, event in queue.events(job.id, None) if event["event"] == "state"]
+    assert told == ["queued", "running", "running", "succeeded"]  # the parts, then the join
+    assert await nothing_of_parts_is_left(job, url)
+
+
+async def test_a_join_that_failed_is_replayed_as_a_join(queue: QueueClient, hire: Hire, url: str) -> None:
+    worker = hire()
+    job = await divided(queue, worker, 2)
+    for number in range(2):
+        worker.part_done(taken(worker), a_part_outcome(f"{number}" * 64))
+    worker.bury(taken(worker), problem(500, "failed", "Denoising failed", "no memory"))
+    await queue.replay(job.id)
+    join = taken(worker)
+    assert (join.part, join.parts, join.attempt) == (None, 2, 1)
+    worker.ack(join, an_outcome())
+    assert await nothing_of_parts_is_left(job, url)
+
+
+@pytest.mark.parametrize("how", ["removed", "cancelled after a replay", "failed again", "expired"])
+async def test_parts_that_are_kept_go_with_their_video(
+    how: str, queue: QueueClient, settings: Settings, hire: Hire, url: str
+) -> None:
+    first, second = hire("first", result_ttl_s=0.05), hire("second")
+    job = await failed_with_parts_done(queue, first, second)
+    if how == "expired":
+        await asyncio.sleep(0.1)
+        store = FileStore(settings.data_dir / "blobs")
+        with contextlib.closing(Janitor(url, settings, store, grace_s=0.0)) as janitor:
+            janitor.sweep()
+        with pytest.raises(ResultGone):
+            await queue.replay(job.id)
+    elif how != "removed":
+        await queue.replay(job.id)
+        lease = taken(first)
+        if how == "failed again":
+            first.bury(lease, problem(500, "failed", "Denoising failed", "no memory"))
+            assert (await queue.replay(job.id)).progress.done == 20
+        await queue.cancel(job.id)
+        assert (await queue.get(job.id)).state is JobState.CANCELLED
+    else:
+        await queue.remove(job.id)
+    assert first.lease(tuple(Lane), 0) is None  # what waited is skipped
+    assert await nothing_of_parts_is_left(job, url)
+
+
+async def nothing_of_parts_is_left(job: Job, url: str) -> bool:
+    with Redis.from_url(url, decode_responses=True) as link:
+        assert not list(link.scan_iter(f"{keys.PREFIX}job:{job.id}.*"))
+        assert not [blob for number in range(5) if link.exists(blob := keys.blob(f"{number}" * 64))]
+        assert not link.exists(f"{keys.PREFIX}divided:{Lane.VIDEO}")
+        assert link.hget(f"{keys.PREFIX}load", Lane.VIDEO) == "0"
+    assert stream_length(url, Lane.VIDEO) == stream_length(url, Lane.VIDEO_PART) == 0
+    return True
 
 
 async def test_a_video_in_parts_is_cancelled_at_once(queue: QueueClient, hire: Hire, url: str) -> None:

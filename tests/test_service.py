@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -249,6 +250,38 @@ def test_a_video_in_parts_survives_a_killed_worker_and_equals_the_undivided_one(
     for ours, undivided in zip(joined, whole, strict=True):
         np.testing.assert_array_equal(ours, undivided)
     assert sound_of(tmp_path / "joined.mkv") == sound_of(tmp_path / "whole.mkv")
+
+
+def test_a_failed_video_that_is_replayed_goes_on_where_it_was(tmp_path, clips):
+    environment = {"part_frames": 8, "threads": 1, "lease_ttl_s": 1, "max_attempts": 1}
+    with serving(tmp_path / "data", **environment) as served, served.client() as client:
+        fields = {"format": "mkv", "codec": "ffv1", "model": "dncnn"}
+        location = client.post("/jobs/video", files={"file": clips[1]}, data=fields).headers["Location"]
+        until(lambda: client.get(location).json()["progress"]["done"] > 8)  # the first part is done, another is begun
+        os.kill(worker_pid(client), signal.SIGKILL)
+        failed = wait_for(client, location)
+        assert failed["state"] == "failed"
+        command = [
+            sys.executable,
+            "-m",
+            "service",
+            "jobs",
+            "replay",
+            failed["id"],
+            "--data-dir",
+            str(tmp_path / "data"),
+        ]
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert told.startswith(f"{failed['id']} is ")
+        assert client.get(location).json()["progress"]["done"] >= 8
+        job = wait_for(client, location)
+        assert job["state"] == "succeeded", job["error"]
+        assert job["progress"]["done"] == CLIP_FRAMES
+        (tmp_path / "joined.mkv").write_bytes(client.get(job["result"]["url"]).content)
+        counted = client.get("/metrics").text
+    assert len(frames_of(tmp_path / "joined.mkv")) == CLIP_FRAMES
+    (queued,) = re.findall(r'denoise_jobs_accepted_total{lane="video.part"} (\d+)', counted)
+    assert 3 < int(queued) < 6, "three parts, and those of them again that were not done"
 
 
 def frames_of(path):

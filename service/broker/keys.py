@@ -16,7 +16,9 @@ primary with its replicas; not a cluster that splits them).
 | `job:{id}`     | hash   | the record; its fields are below                  | every script                  | R     |
 | `job:{id}.{n}` | hash   | part `n` of a video, with the same fields as far  | divide, claim, report, renew, | until |
 |                |        | as they apply, and `part` (JSON) and `done`       | requeue, part_done; whatever  | its   |
-|                |        | (frames told of so far)                           | ends the video drops it       | end   |
+|                |        | (frames told of so far)                           | ends the video drops it, but  | end,  |
+|                |        |                                                   | a failed one keeps what was   | or    |
+|                |        |                                                   | done for its replay           | R     |
 | `divided:`     | set    | ids of the lane's videos whose parts are not all  | divide adds; whatever ends    | empty |
 | `{lane}`       |        | done and joined: they have no entry on its stream | the parts drops               |       |
 | `events:{id}`  | stream | `event` = `state`, `progress` or `preview`,       | every script that moves       | R     |
@@ -65,8 +67,8 @@ one is known), `progress_ms` (when progress was last published), `dead` (id of i
 `pixels` (in all), `pixels_left` (its share of `load`), `compat`, `preview` (JSON). Of a video that was divided also:
 `parts`, `parts_queued`, `parts_done` (numbers of them), `frames_done`, `frames_total`, `divided_at`, `worst` (attempts
 of its most tried step), `whole` (1: it turned out indivisible), `entry_lane` (where its entry is,
-if not in its own lane). Such a video runs without an owner while its parts are
-done, and is queued again to be joined.
+if not in its own lane), `frames_kept` (of parts that were done before it was replayed). Such a video runs without an
+owner while its parts are done, and is queued again to be joined.
 
 A message's id is `{job}.{number}`; the job's field `hooks` counts how many it had. Fields of `hook:{id}`: `job`,
 `lane`, `record` (the job's hash as JSON), `attempts`, `entry` (id of its entry in `hooks`; none while it pauses),

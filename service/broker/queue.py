@@ -222,7 +222,7 @@ class QueueClient:
         return [str(name) for name in answer]
 
     async def replay(self, job_id: str) -> Record:
-        """Queue a failed job again, as if it had never been tried.
+        """Queue a failed job again, as if it had never been tried. Of a video in parts, those that are done stay done.
 
         Raises:
             JobNotFound

@@ -139,7 +139,9 @@ def _wrong_with_queue(cluster: Cluster, found: Found) -> Iterator[str]:
             yield f"lane {lane} has {left} entries, {pending} pending and {void} void after all is over"
         if load := int(redis.hget(f"{keys.PREFIX}load", lane) or 0):
             yield f"lane {lane} is said to have {load} pixels to do, and has none"
-    if parts := list(redis.scan_iter(_PARTS, count=1000)):
+    # Those of a failed video that are done are kept for its replay.
+    parts = [key for key in redis.scan_iter(_PARTS, count=1000) if not _is_kept(found, key)]
+    if parts:
         yield f"{len(parts)} keys of parts are left: {sorted(parts)[:5]}"
     for state in JobState:
         index = set(redis.zrange(keys.jobs(state), 0, -1))
@@ -155,6 +157,11 @@ def _wrong_with_queue(cluster: Cluster, found: Found) -> Iterator[str]:
         ended = sum(counted[f"{name}:{lane}"] for name in ("succeeded", "failed", "cancelled"))
         if counted[f"accepted:{lane}"] != ended:
             yield f"lane {lane}: {counted[f'accepted:{lane}']:.0f} jobs were accepted, and {ended:.0f} ended"
+
+
+def _is_kept(found: Found, key: str) -> bool:
+    video = found.records.get(key.removeprefix(keys.job("")).partition(".")[0], {})
+    return video.get("state") == "failed" and "parts" in video
 
 
 def counters_of(cluster: Cluster) -> Counter[str]:

@@ -59,7 +59,7 @@ async def dead_letters(
     "/jobs/{job_id}/replay",
     status_code=202,
     summary="Queue a failed job again",
-    description="As if it had never been tried.",
+    description="As if it had never been tried; of a video in parts, those that are done stay done.",
     response_class=Response,
     responses={202: openapi.ACCEPTED, **openapi.problems(404, 410, 422, 503)},
 )

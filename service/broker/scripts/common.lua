@@ -150,18 +150,36 @@ local function drop_blobs(id, job, unused)
 end
 
 -- Puts more of a video's parts into their lane: twice as many as there are workers, so that all have work and the parts
--- of several videos take turns.
+-- of several videos take turns. Those that were done before the video failed and was replayed stay done.
 local function queue_parts(id, job)
   local ahead = math.max(4, 2 * redis.call('ZCARD', PREFIX .. 'workers'))
   local queued, done = tonumber(job.parts_queued), tonumber(job.parts_done)
   while queued < tonumber(job.parts) and queued - done < ahead do
     local part = id .. '.' .. queued
-    redis.call('HSET', key('job', part), 'state', 'queued', 'queued_at', seconds(now_ms()),
-      'entry', add_entry(PART_LANE, part, job.compat))
-    count('accepted', PART_LANE)
+    if redis.call('HGET', key('job', part), 'state') == 'planned' then
+      redis.call('HSET', key('job', part), 'state', 'queued', 'queued_at', seconds(now_ms()),
+        'entry', add_entry(PART_LANE, part, job.compat))
+      count('accepted', PART_LANE)
+    end
     queued = queued + 1
   end
   redis.call('HSET', key('job', id), 'parts_queued', queued)
+end
+
+-- All parts of a video are done. It waits on a stream of its own, before all that is still to be begun: joining is little
+-- work, and much is kept until it is done.
+local function queue_join(id, job)
+  redis.call('HSET', key('job', id), 'queued_at', seconds(now_ms()), 'entry_lane', JOIN_LANE,
+    'entry', add_entry(JOIN_LANE, id, job.compat))
+end
+
+-- Takes a part out of its lane, whether it waits there or a worker has it.
+local function withdraw_part(part)
+  if part.state == 'queued' then
+    redis.call('SADD', key('void', PART_LANE), part.entry)
+  elseif part.state == 'running' then
+    drop_entry(PART_LANE, part.entry)
+  end
 end
 
 -- Forgets the parts of a video. Their blobs, which the joined result has made useless, are the janitor's to find.
@@ -169,17 +187,32 @@ local function drop_parts(id, job)
   for number = 0, tonumber(job.parts) - 1 do
     local name = id .. '.' .. number
     local part = read_job(name)
-    if part.state == 'queued' then
-      redis.call('SADD', key('void', PART_LANE), part.entry)
-    elseif part.state == 'running' then
-      drop_entry(PART_LANE, part.entry)
-    end
+    withdraw_part(part)
     drop_blobs(name, part, {})
     redis.call('DEL', key('job', name))
   end
   redis.call('SREM', key('divided', job.lane), id)
-  redis.call('HDEL', key('job', id), 'parts', 'parts_queued', 'parts_done', 'frames_done', 'frames_total', 'divided_at',
-    'entry_lane')
+  redis.call('HDEL', key('job', id), 'parts', 'parts_queued', 'parts_done', 'frames_done', 'frames_total', 'frames_kept',
+    'divided_at', 'entry_lane')
+end
+
+-- Keeps the parts of a failed video that are done, for when it is replayed; the others are as if never begun.
+local function halt_parts(id, job)
+  local frames = 0
+  for number = 0, tonumber(job.parts) - 1 do
+    local name = id .. '.' .. number
+    local part = read_job(name)
+    if part.state == 'succeeded' then
+      frames = frames + tonumber(part.done)
+    else
+      withdraw_part(part)
+      redis.call('HDEL', key('job', name), 'owner', 'entry', 'claim', 'claimed_at', 'started_at', 'done', 'last_error', 'settled')
+      redis.call('HSET', key('job', name), 'state', 'planned', 'attempts', 0)
+    end
+  end
+  redis.call('SREM', key('divided', job.lane), id)
+  redis.call('HDEL', key('job', id), 'entry', 'entry_lane')
+  redis.call('HSET', key('job', id), 'frames_done', frames)
 end
 
 -- Puts the news of a final state into the outbox, where the job wants it told. A copy of the record goes with it: by the
@@ -221,7 +254,9 @@ local function finish(id, job, state, result_ttl_ms)
   end
   add_load(job.lane, -tonumber(job.pixels_left or 0))
   redis.call('HDEL', key('job', id), 'pixels_left')
-  if job.parts then
+  if job.parts and state == 'failed' and tonumber(job.parts_done) > 0 then
+    halt_parts(id, job)
+  elseif job.parts then
     drop_parts(id, job)
   elseif state == 'succeeded' then
     note_speed(job.lane, tonumber(job.pixels or 0), run_s)
@@ -263,6 +298,9 @@ local function settling(id, worker, fence, verb)
 end
 
 local function forget(id, job)
+  if job.parts then
+    drop_parts(id, job)
+  end
   redis.call('DEL', key('job', id), key('events', id))
   redis.call('ZREM', PREFIX .. 'expiring', id)
   for _, whose in ipairs(indexes_of(id)) do

@@ -13,6 +13,9 @@ for _, id in ipairs(due) do
     forget(id, job)
   else
     drop_blobs(id, job, answer)
+    if job.parts then
+      drop_parts(id, job)
+    end
     redis.call('HDEL', key('job', id), 'preview')
     if job.state == 'succeeded' then
       enter(id, job, 'expired')

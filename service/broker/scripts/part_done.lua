@@ -27,8 +27,6 @@ add_load(job.lane, -pixels)
 note_speed(job.lane, pixels, run_s)
 queue_parts(video, job)
 if tonumber(job.parts_done) == tonumber(job.parts) then
-  -- On a stream of its own, before all that is still to be begun: it is little work, and much is kept until it is done.
-  redis.call('HSET', key('job', video), 'queued_at', seconds(now_ms()), 'entry_lane', JOIN_LANE,
-    'entry', add_entry(JOIN_LANE, video, job.compat))
+  queue_join(video, job)
 end
 return 'settled'

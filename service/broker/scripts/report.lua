@@ -21,12 +21,12 @@ if video then
   local done = cjson.decode(progress).done
   redis.call('HSET', key('job', id), 'done', done)
   local sum = redis.call('HINCRBY', key('job', video), 'frames_done', done - tonumber(f[5] or 0))
-  local v = redis.call('HMGET', key('job', video), 'frames_total', 'divided_at')
-  local total, elapsed = tonumber(v[1]), ms / 1000 - tonumber(v[2])
+  local v = redis.call('HMGET', key('job', video), 'frames_total', 'divided_at', 'frames_kept')
+  local total, elapsed, lately = tonumber(v[1]), ms / 1000 - tonumber(v[2]), sum - tonumber(v[3] or 0)
   local sum_of_parts = {done = sum, total = total, unit = 'frames'}
-  if sum > 0 and elapsed > 0 then
-    sum_of_parts.rate = math.floor(sum / elapsed * 1000 + 0.5) / 1000
-    sum_of_parts.eta_seconds = math.floor((total - sum) * elapsed / sum * 100 + 0.5) / 100
+  if lately > 0 and elapsed > 0 then
+    sum_of_parts.rate = math.floor(lately / elapsed * 1000 + 0.5) / 1000
+    sum_of_parts.eta_seconds = math.floor((total - sum) * elapsed / lately * 100 + 0.5) / 100
   end
   shown, progress, last = video, cjson.encode(sum_of_parts), sum == total
 end
