@@ -1,8 +1,9 @@
 """What each denoiser gains and costs, beside what a user would reach for: OpenCV's NLM and BM3D.
 
 Gaussian noise, clipped and rounded to 8 bits as an upload is. NLM is shown at three strengths, BM3D is told the true
-level; our networks are blind. Times are medians of interleaved rounds. BM3D is run where the package `bm3d` is
-installed; its licence forbids commercial use, so nothing here depends on it.
+level; our networks are blind. What `auto` takes is shown as a self-ensemble too. Times are medians of interleaved
+rounds. BM3D is run where the package `bm3d` is installed; its licence forbids commercial use, so nothing here depends
+on it.
 
     python benchmarks/denoisers.py [--data FOLDER] [--sigma 25] [--rounds 3]
 """
@@ -18,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from support import median
 
-from models.catalogue import CATALOGUE
+from models.catalogue import CATALOGUE, find
 from models.quality import psnr_db
 from models.samples import PORTRAIT
 from service.demo import Image
+from service.job import ENSEMBLES
 from service.pipeline.shelf import Shelf
 from service.settings import Settings
 
@@ -48,6 +50,9 @@ def main() -> None:
     for spec in CATALOGUE.values():
         if spec.kind == "image":
             methods[spec.name] = _network(shelf, spec.name)
+    auto = find("auto", "image").name
+    for ensemble in ENSEMBLES[1:]:
+        methods[f"{auto} x{ensemble}"] = _network(shelf, auto, ensemble)
     for share in NLM_STRENGTHS:
         methods[f"OpenCV NLM, h {share:g} sigma"] = _nlm(share * arguments.sigma)
     if find_spec("bm3d") is not None:
@@ -81,8 +86,8 @@ def _with_noise(clean: Image, sigma: float, seed: int) -> Image:
     return np.clip(np.rint(clean + sigma * noise), 0, 255).astype(np.uint8)
 
 
-def _network(shelf: Shelf, name: str) -> Callable[[Image], Image]:
-    denoiser = shelf.denoiser(name)
+def _network(shelf: Shelf, name: str, ensemble: int = 1) -> Callable[[Image], Image]:
+    denoiser = shelf.denoiser(name).of(ensemble)
     denoiser.restore_picture(np.zeros((64, 64, 3), np.uint8))
     return lambda noisy: denoiser.restore_picture(noisy)
 

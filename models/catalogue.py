@@ -541,6 +541,7 @@ KPN_7X7 = _kernels(
     halo_px=64,
     parameters=1_236_051,
     macs_per_pixel=120_780,
+    shipped=True,
 )
 KPN_BURST = _kernels(
     "kpn.burst",
