@@ -27,7 +27,7 @@ FLOORS = [
     {"intake", "pipeline", "folders"},
     {"webhooks", "sandbox", "access"},
     {"broker", "media", "blobs"},
-    {"metrics", "settings", "frames", "processes", "confinement"},
+    {"metrics", "settings", "frames", "processes", "confinement", "isolation"},
     {"telemetry"},
     {"job"},
     {"errors"},

@@ -23,8 +23,8 @@ Pixels = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]  # [H, W, 
 OnTile = Callable[[int], None]  # told how many tiles there are in all
 OpenSpare = Callable[[StageSpec], Engine]  # an engine that needs no device's memory
 
-# Not turned by a quarter too, which is another shape to an engine. Measured on nine pictures of CBSD68 at level 25 with
-# `fitvnet-spatial`: these four gain 0.10 dB, all eight 0.11.
+# Not turned by a quarter too, which is another shape to an engine. Measured on nine pictures of CBSD68 at level 25:
+# these four gain 0.105 dB with `fitvnet-spatial.camera`, all eight 0.104 with `fitvnet-spatial`.
 _MIRRORED: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
 MOST_SPANS = 32  # of runs of an engine, told for one job: a video has one for each frame
 
