@@ -206,6 +206,13 @@ def denoise(
     quality: Annotated[int | None, typer.Option(help="Of JPEG, WebP and AVIF, 1 to 100.")] = None,
     codec: Annotated[str | None, typer.Option(help="Video codec: h264, hevc, av1, vp9, ffv1.")] = None,
     crf: Annotated[int | None, typer.Option(help="Constant rate factor of the video codec.")] = None,
+    scan: Annotated[
+        str,
+        typer.Option(
+            help="Whether a video's frames are whole (progressive) or two fields (interlaced), restored apart; auto "
+            "finds out."
+        ),
+    ] = "auto",
     estimate: Annotated[bool, typer.Option("--estimate", help="Estimate the PSNR without a reference.")] = False,
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Leave the left half as it was, to compare.")
@@ -246,9 +253,10 @@ def denoise(
     if live:
         if server is None:
             raise typer.BadParameter("--live needs --server, the URL of a running service")
-        if ensemble != 1 or reference or quality is not None or estimate or side_by_side or per_frame:
+        unheeded = (reference, quality is not None, estimate, side_by_side, per_frame)
+        if ensemble != 1 or scan != "auto" or any(unheeded):
             raise typer.BadParameter(
-                "--live takes no ensemble, reference, quality, estimate, side-by-side or per-frame"
+                "--live takes no ensemble, scan, reference, quality, estimate, side-by-side or per-frame"
             )
         _denoise_live(
             server,
@@ -277,6 +285,7 @@ def denoise(
             "sigma": sigma,
             "strength": strength,
             "ensemble": ensemble,
+            "scan": scan,
             "quality": quality,
             "codec": codec,
             "crf": crf,

@@ -8,6 +8,7 @@ from service.folders import TABLES, Bar, FileDone, Task, each, write_whole
 from service.frames import in_form
 from service.intake import check_options
 from service.job import Options, Progress
+from service.pipeline.denoiser import Tally
 from service.pipeline.images import denoise_image
 from service.pipeline.progress import OnProgress
 from service.pipeline.shelf import Shelf
@@ -31,6 +32,7 @@ def denoise_files(
     crf: int | None,
     bar: Bar,
     ensemble: int = 1,
+    scan: str = "auto",
     estimate: bool = False,
     side_by_side: bool = False,
     per_frame: Path | None = None,
@@ -53,6 +55,7 @@ def denoise_files(
         codec=codec,
         crf=crf,
         ensemble=ensemble,
+        scan=scan,
         estimate=estimate,
         side_by_side=side_by_side,
     )
@@ -82,14 +85,16 @@ def _one(
     denoiser = shelf.denoiser(spec.name).of(options.ensemble)
     bar.start(source.name)
     try:
-        on_progress = _moving(bar)
+        on_progress, tally = _moving(bar), Tally()
         if task.kind == "image":
-            image = denoise_image(denoiser, source, options, settings, reference=reference, on_progress=on_progress)
+            image = denoise_image(
+                denoiser, source, options, settings, reference=reference, on_progress=on_progress, tally=tally
+            )
             write_whole(target, image.data)
             metrics, lost = image.metrics, image.lost
         else:
             video = denoise_video(
-                denoiser, source, target, options, settings, reference=reference, on_progress=on_progress
+                denoiser, source, target, options, settings, reference=reference, on_progress=on_progress, tally=tally
             )
             metrics, lost = video.metrics, video.lost
             if per_frame is not None:
@@ -98,7 +103,7 @@ def _one(
     finally:
         bar.finish()
     backend = f"{denoiser.backend} {denoiser.precision}"
-    return FileDone(str(source), str(target), spec.name, backend, metrics, tuple(lost))
+    return FileDone(str(source), str(target), spec.name, backend, metrics, tuple(lost), tuple(tally.notes))
 
 
 def _moving(bar: Bar) -> OnProgress:

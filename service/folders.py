@@ -50,6 +50,7 @@ class FileDone:
     backend: str | None = None
     metrics: Metrics | None = None
     lost: tuple[str, ...] = ()  # what the target's format cannot hold
+    notes: tuple[str, ...] = ()  # what else should be known
     error: str | None = None
 
     def line(self) -> str:
@@ -70,6 +71,7 @@ class FileDone:
             parts.append(f"SSIM {self.metrics.ssim:.4f}")
         if self.lost:
             parts.append(f"not kept: {', '.join(self.lost)}")
+        parts += self.notes
         return ", ".join(parts)
 
     def as_dict(self) -> dict[str, object]:

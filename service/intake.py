@@ -19,7 +19,7 @@ from service.access.quotas import Quotas
 from service.blobs import Blob, BlobStore
 from service.broker.queue import QueueClient
 from service.errors import BadInput, NotReady, UnknownFormat
-from service.job import ENSEMBLES, InputFacts, Job, Lane, Options, new_job_id, pixels_of
+from service.job import ENSEMBLES, SCANS, InputFacts, Job, Lane, Options, new_job_id, pixels_of
 from service.media import formats, probe, sniff
 from service.settings import Settings
 from service.webhooks.target import target_of
@@ -189,6 +189,10 @@ def check_options(kind: Kind, spec: DenoiserSpec, options: Options, content_type
         raise BadInput(f"strength is {options.strength:g}; it is a share from 0 to 1")
     if options.ensemble not in ENSEMBLES:
         raise BadInput(f"ensemble is {options.ensemble}; allowed are {', '.join(map(str, ENSEMBLES))}")
+    if options.scan not in SCANS:
+        raise BadInput(f"scan is {options.scan!r}; allowed are {', '.join(SCANS)}")
+    if kind == "image" and options.scan != "auto":
+        raise BadInput(f"scan is {options.scan!r}; it is for videos, and this is an image")
     _check_output(kind, options, content_type)
 
 

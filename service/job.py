@@ -4,7 +4,7 @@ import secrets
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +37,9 @@ class Lane(StrEnum):
 
 
 ENSEMBLES = (1, 2, 4)
+Scan = Literal["auto", "progressive", "interlaced"]
+SCANS: tuple[Scan, ...] = get_args(Scan)
+FieldOrder = Literal["top", "bottom"]  # the field of the upper lines or of the lower ones is the first in time
 
 
 class _Frozen(BaseModel):
@@ -55,6 +58,11 @@ class Options(_Frozen):
     quality: int | None = Field(None, description="Of JPEG, WebP and AVIF, 1 to 100.")
     codec: str | None = Field(None, description="Video codec; null keeps the input's own where the result can have it.")
     crf: int | None = Field(None, description="Constant rate factor of the video codec.")
+    scan: str = Field(
+        "auto",
+        description="Whether a video's frames are one moment each (`progressive`) or two fields (`interlaced`), which "
+        "are then restored apart; `auto` finds out.",
+    )
     estimate: bool = Field(False, description="Estimate the PSNR though there is no reference, whatever it costs.")
     side_by_side: bool = Field(False, description="The result's left half is left as it was, to compare.")
 
@@ -120,6 +128,7 @@ class Part(_Frozen):
     trail: int  # the same behind them; 0 only where the video ends
     begin: int  # presentation time of the first frame decoded, in the video track's time base
     end: int  # of the last one
+    fields: FieldOrder | None = None  # of an interlaced video
 
 
 class Progress(_Frozen):

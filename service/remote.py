@@ -50,7 +50,9 @@ def denoise_files_at(
         finally:
             bar.finish()
         backend = f"{job.backend} {job.precision}"
-        return FileDone(str(task.source), str(task.target), job.model, backend, job.metrics, tuple(job.input.lost))
+        return FileDone(
+            str(task.source), str(task.target), job.model, backend, job.metrics, tuple(job.input.lost), tuple(job.notes)
+        )
 
     with Client(server) as client:
         yield from each(source, target, reference, codec, do)
@@ -59,6 +61,8 @@ def denoise_files_at(
 def _one(client: Client, task: Task, fields: dict[str, Any], codec: str | None, bar: Bar) -> JobDocument:
     task.target.parent.mkdir(parents=True, exist_ok=True)
     if task.kind == "image":
+        if fields.pop("scan", "auto") != "auto":
+            raise BadInput(f"scan is for videos, and {task.source} is an image")
         if codec is not None or fields.pop("crf", None) is not None:
             raise BadInput(f"codec and crf are for videos, and {task.source} is an image")
         restored = client.denoise_image(task.source, reference=task.reference, **fields)

@@ -333,7 +333,7 @@ class Worker:
                 return lambda: client.ack(lease, outcome)
             parts = self._plan(denoiser, lease, source)
             if len(parts) > 1:
-                self._show(client, lease, still_of(denoiser, source, job.options, self._settings))
+                self._show(client, lease, still_of(denoiser, source, job.options, self._settings, parts[0].fields))
                 client.divide(lease, parts)
                 return _nothing_more
             outcome = self._video(denoiser, lease, source, target, on_progress, partial(self._show, client, lease))
@@ -387,7 +387,7 @@ class Worker:
         if lease.whole or lease.job.reference_blob:  # a reference is paired frame by frame, from the first on
             return []
         try:
-            return plan_parts(denoiser, source, lease.job.input, self._settings)
+            return plan_parts(denoiser, source, lease.job.input, self._settings, lease.job.options.scan)
         except Indivisible as err:
             log.info("job %s: done as one: %s", lease.job.id, err)
             return []

@@ -554,6 +554,14 @@ def test_a_value_out_of_bounds_is_refused_with_its_bound(
     assert all(part in detail for part in told), detail
 
 
+def test_how_a_video_is_scanned_is_asked_for_in_the_form(api: httpx.Client) -> None:
+    files = {"file": ("clip.mp4", short_video())}
+    document = assert_problem(api.post("/jobs/video", files=files, data={"scan": "double"}), 422, "bad_input")
+    assert document["detail"] == "scan is 'double'; allowed are auto, progressive, interlaced"
+    for said, kept in (({"scan": "interlaced"}, "interlaced"), ({"scan": ""}, "auto"), ({}, "auto")):
+        assert api.post("/jobs/video", files=files, data=said).json()["options"]["scan"] == kept
+
+
 @pytest.mark.parametrize("model", ["nobody", "fitvnet"])
 def test_a_model_that_does_no_images_is_refused(api: httpx.Client, model: str) -> None:
     document = assert_problem(api.post("/jobs/image", files=image(), data={"model": model}), 422, "unknown_model")
@@ -562,7 +570,13 @@ def test_a_model_that_does_no_images_is_refused(api: httpx.Client, model: str) -
 
 @pytest.mark.parametrize(
     ("fields", "field"),
-    [({"sigma": "loud"}, "sigma"), ({"sigma": "nan"}, "sigma"), ({"sgima": "25"}, "sgima"), ({"crf": "18"}, "crf")],
+    [
+        ({"sigma": "loud"}, "sigma"),
+        ({"sigma": "nan"}, "sigma"),
+        ({"sgima": "25"}, "sgima"),
+        ({"crf": "18"}, "crf"),
+        ({"scan": "auto"}, "scan"),
+    ],
 )
 def test_a_field_that_makes_no_sense_is_named(api: httpx.Client, fields: dict[str, str], field: str) -> None:
     document = assert_problem(api.post("/jobs/image", files=image(), data=fields), 422, "invalid_request")
@@ -956,7 +970,19 @@ def test_the_form_of_the_openapi_page_is_the_form_that_is_read(api: httpx.Client
         ),
         (
             "/jobs/video",
-            {"file", "reference", "model", "sigma", "strength", "format", "codec", "crf", "webhook_url", *SHOWN},
+            {
+                "file",
+                "reference",
+                "model",
+                "sigma",
+                "strength",
+                "format",
+                "codec",
+                "crf",
+                "scan",
+                "webhook_url",
+                *SHOWN,
+            },
         ),
     ):
         schema = page["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]

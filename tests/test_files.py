@@ -49,6 +49,12 @@ def test_the_suffix_is_the_format(picture):
         run(picture, picture.with_name("clean.gif"))
 
 
+def test_what_is_for_videos_is_refused_of_an_image(picture):
+    with pytest.raises(BadInput, match="scan is 'interlaced'; it is for videos"):
+        run(picture, picture.with_name("clean.png"), scan="interlaced")
+    assert not picture.with_name("clean.png").exists()
+
+
 def test_a_folder_goes_on_past_what_cannot_be_read_and_leaves_its_own_results_alone(picture):
     (picture.parent / "notes.txt").write_text("no picture")
     target = picture.parent / "out"

@@ -243,10 +243,11 @@ def until(holds, within_s: float = PATIENCE_S) -> None:
 
 def test_a_video_goes_in_by_pieces_is_followed_and_fetched(denoiser, worker):
     video, clean = short_video(), short_video(frames=4)
-    options = pb.Options(format="mkv", codec="ffv1")
+    options = pb.Options(format="mkv", codec="ffv1", scan="interlaced")
     submitted = denoiser.SubmitVideo(parts_of(video, clean, options=options, name="walk.mp4")).job
     assert submitted.kind == pb.JOB_KIND_VIDEO
     assert submitted.input.frames == 3
+    assert submitted.options.scan == "interlaced"
     events = list(denoiser.WatchJob(pb.WatchJobRequest(id=submitted.id), timeout=PATIENCE_S))
     assert [event.state for event in events if event.WhichOneof("event") == "state"][-1] == pb.JOB_STATE_SUCCEEDED
     assert any(event.progress.done == 1 for event in events)

@@ -177,10 +177,10 @@ def test_luma_alone_keeps_its_numbers_where_the_codec_wants_chroma(told_range, t
         tmp_path / "in.mkv", pixel_format="gray", tags={"color_range": told_range}, frame=tones(20, 126, 230)
     )
     with VideoReader(source, LIMITS) as reader:
-        pixels = [frame.pixels for frame in reader]
+        pixels, coding = [frame.pixels for frame in reader], coding_of(reader.head)
     assert [int(one[0, 0, 0]) for one in pixels] == ([5, 128, 249] if told_range == LIMITED else [20, 126, 230])
     for one in pixels:
-        frame = from_rgb(one, "yuv420p", coding_of(decoded(source)[0]), VideoReformatter())
+        frame = from_rgb(one, "yuv420p", coding, VideoReformatter())
         luma, *chroma = planes_in(frame)
         assert luma.min() == luma.max()
         assert all(np.all(plane == 128) for plane in chroma)

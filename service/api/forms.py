@@ -18,7 +18,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.api.problems import Refused, fields_refused
 from service.errors import NotReady
-from service.job import ENSEMBLES, Options
+from service.job import ENSEMBLES, SCANS, Options
 from service.media.formats import CODECS, IMAGE_FORMATS, VIDEO_FORMATS
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,11 @@ class Fields(BaseModel):
     def _not_chosen(cls, value: Any) -> Any:
         return 1 if value == "" else value
 
+    @field_validator("scan", mode="before", check_fields=False)
+    @classmethod
+    def _not_told(cls, value: Any) -> Any:
+        return "auto" if value == "" else value
+
     @field_validator("sigma", "quality", "codec", "crf", "webhook_url", mode="before", check_fields=False)
     @classmethod
     def _left_empty(cls, value: Any) -> Any:
@@ -135,6 +140,13 @@ class VideoForm(JobFields):
         max_length=20,
         description=f"Video codec, one of {', '.join(CODECS)}; left out, the input's own where the result can have it.",
         examples=["h264"],
+    )
+    scan: str = Field(
+        "auto",
+        max_length=20,
+        description="Whether its frames are one moment each (`progressive`) or two fields (`interlaced`), which are "
+        "then restored apart, in the order of time; `auto` looks at some frames.",
+        json_schema_extra={"enum": list(SCANS)},
     )
     crf: int | None = Field(
         None, description="Constant rate factor of the codec: lower is better and larger.", examples=[18]

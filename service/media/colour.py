@@ -52,6 +52,8 @@ class Look(Protocol):
     def color_primaries(self) -> int: ...
     @property
     def color_trc(self) -> int: ...
+    @property
+    def by_field(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Coding:
 
     matrix: int
     range: int
+    by_field: bool = False  # each field has chroma of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def coding_of(frame: Look) -> Coding:
     matrix = _BT2020 if frame.colorspace == _BT2020_CONSTANT else frame.colorspace
     if matrix not in MATRICES:
         matrix = guess
-    return Coding(matrix, FULL if _is_full(frame) else _LIMITED)
+    return Coding(matrix, FULL if _is_full(frame) else _LIMITED, frame.by_field)
 
 
 def tags_for(first: Look, pixel_format: str) -> tuple[ColourTags, Coding]:
@@ -94,7 +97,7 @@ def tags_for(first: Look, pixel_format: str) -> tuple[ColourTags, Coding]:
         return ColourTags(_RGB, FULL, *beside), Coding(_RGB, FULL)
     if first.format.is_rgb:
         matrix = _BT709 if first.height >= _HD_HEIGHT else _BT601
-        return ColourTags(matrix, _LIMITED, *beside), Coding(matrix, _LIMITED)
+        return ColourTags(matrix, _LIMITED, *beside), Coding(matrix, _LIMITED, first.by_field)
     # A source that says nothing is written saying nothing: a player then guesses for both alike.
     matrix = first.colorspace if first.colorspace != _RGB else _UNSPECIFIED
     # Of luma alone that says nothing, players disagree; so it is told what it was taken for.
@@ -129,8 +132,9 @@ def to_rgb_and_beyond(
         # Only the order of the same numbers changes. The range is told as one, or the library would convert it.
         frame.color_range = coding.range
         frame = reformatter.reformat(frame, format=layout.name, dst_color_range=coding.range, threads=_THREADS)
-    pixels = rgb_of(frame, layout, coding.matrix, coding.range)
-    return pixels, beyond_of(frame, pixels, layout, coding.matrix, coding.range) if with_beyond else None
+    how = (layout, coding.matrix, coding.range)
+    pixels = rgb_of(frame, *how, by_field=coding.by_field)
+    return pixels, beyond_of(frame, pixels, *how, by_field=coding.by_field) if with_beyond else None
 
 
 def codes_beyond(look: Look) -> int:
@@ -164,7 +168,7 @@ def from_rgb(
     """
     layout = layout_of(pixel_format)
     if layout is not None and layout.name == pixel_format:
-        frame = frame_of(pixels, layout, coding.matrix, coding.range)
+        frame = frame_of(pixels, layout, coding.matrix, coding.range, by_field=coding.by_field)
         if beyond is not None:
             add_beyond(frame, beyond, layout)
         return frame

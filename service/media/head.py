@@ -44,6 +44,7 @@ class VideoHead:
     aspect: Fraction | None  # of a pixel
     is_interlaced: bool
     field_order: int | None  # of an interlaced one, where it is told
+    by_field: bool  # its frames are coded as two fields, so that each has chroma of its own
     mastering: Mastering | None
     light: Light | None
     disposition: int
@@ -76,6 +77,7 @@ def head_of(
         aspect=stream.sample_aspect_ratio,
         is_interlaced=first.interlaced_frame or field_order is not None,  # some tell it in the container alone
         field_order=field_order,
+        by_field=bool(first.interlaced_frame),
         mastering=next(map(mastering_in, _data(first, SideDataType.MASTERING_DISPLAY_METADATA)), None),
         light=next(map(light_in, _data(first, SideDataType.CONTENT_LIGHT_LEVEL)), None),
         disposition=int(stream.disposition),

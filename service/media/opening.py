@@ -228,6 +228,23 @@ class OpenVideo:
             self._check_size(frame, f"the frame at {frame.pts}")
             yield frame
 
+    def frames_near(self, share: float) -> Iterator[VideoFrame]:
+        """Frames from about that share of the length on, as they come: to look at, for the first may be wrong.
+
+        Raises:
+            av.FFmpegError: The container cannot be read there, or a frame not be decoded.
+            BadInput: A frame changes size.
+        """
+        self._frames.close()
+        length = int(_told_seconds(self.container, self.stream) / self.time_base)
+        if not length:
+            return
+        self.container.seek((self.stream.start_time or 0) + int(length * share), stream=self.stream)
+        for packet in self.container.demux(self.stream):
+            for frame in packet.decode():
+                self._check_size(frame, f"the frame at {frame.pts}")
+                yield frame
+
     def _from_the_first(self) -> "Iterator[Packet[VideoStream]]":
         for packet in self.container.demux(self.stream):
             if not hasattr(self, "first"):

@@ -73,26 +73,34 @@ def lies_so(format: VideoFormat, layout: Layout) -> bool:  # noqa: A002
     return name == layout.name
 
 
-def rgb_of(frame: VideoFrame, layout: Layout, matrix: int, told_range: int) -> Pixels:
+def rgb_of(frame: VideoFrame, layout: Layout, matrix: int, told_range: int, *, by_field: bool = False) -> Pixels:
     """
     Args:
         frame: Its planes lie as `layout` says.
         matrix: One of `MATRICES`, as H.273 numbers them.
         told_range: Likewise.
+        by_field: Each field has chroma of its own, as interlaced 4:2:0 does: every other line of it.
 
     Returns:
         uint8 of planes of 8 bits, else uint16. What lies beyond black and white is cut off.
     """
     height, width = frame.height, frame.width
-    deep = layout.bits > 8
-    most = 65535 if deep else 255
-    luma, *chroma = _planes_in(frame, layout)
+    planes = _planes_in(frame, layout)
+    pixels: Pixels = np.empty((height, width, 3), np.uint8 if layout.bits == 8 else np.uint16)
+    for lines in _fields(layout, height, by_field=by_field):
+        _fill_rgb(pixels[lines], [plane[lines] for plane in planes], layout, matrix, told_range)
+    return pixels
+
+
+def _fill_rgb(pixels: Pixels, planes: "list[NDArray[Any]]", layout: Layout, matrix: int, told_range: int) -> None:
+    luma, *chroma = planes
+    height, width = luma.shape
+    most = int(np.iinfo(pixels.dtype).max)
     black, light, middle, colour = _scales(layout.bits, told_range)
-    pixels: Pixels = np.empty((height, width, 3), np.uint16 if deep else np.uint8)
     if layout.is_grey:
         grey = (luma.astype(np.float32) - np.float32(black)) * np.float32(most / light)
         pixels[...] = _rounded(grey, layout)[..., None]
-        return pixels
+        return
     to_rgb = np.linalg.inv(_rows(matrix)) @ np.diag([1 / light, 1 / colour, 1 / colour]) * most
     mixing = np.hstack([to_rgb, to_rgb @ [[-black], [-middle], [-middle]]]).astype(np.float32)
     tall = [_widened(plane.astype(np.float32), 0, layout.down, height) for plane in chroma]
@@ -101,15 +109,22 @@ def rgb_of(frame: VideoFrame, layout: Layout, matrix: int, told_range: int) -> P
         wide = [_widened(plane[band], 1, layout.across, width) for plane in tall]
         together: _Plane = cv2.merge([luma[band].astype(np.float32), *wide])
         pixels[band] = _rounded(cv2.transform(together, mixing), layout)
-    return pixels
 
 
-def frame_of(pixels: Pixels, layout: Layout, matrix: int, told_range: int) -> VideoFrame:
+def frame_of(pixels: Pixels, layout: Layout, matrix: int, told_range: int, *, by_field: bool = False) -> VideoFrame:
     """The inverse: a frame of planes that lie as `layout` says, made of RGB."""
     height, width = pixels.shape[:2]
-    most = int(np.iinfo(pixels.dtype).max)
     frame = VideoFrame(width, height, layout.name)
-    luma, *chroma = _planes_in(frame, layout)
+    planes = _planes_in(frame, layout)
+    for lines in _fields(layout, height, by_field=by_field):
+        _fill_planes([plane[lines] for plane in planes], pixels[lines], layout, matrix, told_range)
+    return frame
+
+
+def _fill_planes(planes: "list[NDArray[Any]]", pixels: Pixels, layout: Layout, matrix: int, told_range: int) -> None:
+    luma, *chroma = planes
+    height = len(luma)
+    most = int(np.iinfo(pixels.dtype).max)
     black, light, middle, colour = _scales(layout.bits, told_range)
     if layout.is_grey:
         # The mean: a matrix would weigh the planes, which are to be equal.
@@ -118,7 +133,7 @@ def frame_of(pixels: Pixels, layout: Layout, matrix: int, told_range: int) -> Vi
         for top in range(0, height, _BAND_ROWS):
             mean = cv2.transform(pixels[top : top + _BAND_ROWS].astype(np.float32), averaging)
             luma[top : top + _BAND_ROWS] = _whole(mean, layout)
-        return frame
+        return
     from_rgb = np.diag([light, colour, colour]) @ _rows(matrix) / most
     mixing = np.hstack([from_rgb, [[black], [middle], [middle]]]).astype(np.float32)
     for top in range(0, height, _BAND_ROWS):
@@ -128,16 +143,17 @@ def frame_of(pixels: Pixels, layout: Layout, matrix: int, told_range: int) -> Vi
         for plane, wide in zip(chroma, mixed[1:], strict=True):
             small = _narrowed(_narrowed(wide, 1, layout.across), 0, layout.down)
             plane[above : above + len(small)] = _whole(small, layout)
-    return frame
 
 
-def beyond_of(frame: VideoFrame, pixels: Pixels, layout: Layout, matrix: int, told_range: int) -> Codes:
+def beyond_of(
+    frame: VideoFrame, pixels: Pixels, layout: Layout, matrix: int, told_range: int, *, by_field: bool = False
+) -> Codes:
     """What of a frame's codes its RGB, `pixels`, does not hold: what is blacker than black, say, or no colour of RGB.
 
     Returns:
         The frame's codes less those of the RGB: to be added to them, whole or in part.
     """
-    held = _planes_in(frame_of(pixels, layout, matrix, told_range), layout)
+    held = _planes_in(frame_of(pixels, layout, matrix, told_range, by_field=by_field), layout)
     pairs = zip(_planes_in(frame, layout), held, strict=True)
     return np.concatenate([np.subtract(whole, part, dtype=np.int32).ravel() for whole, part in pairs])
 
@@ -155,6 +171,14 @@ def codes_in(layout: Layout, width: int, height: int) -> int:
     """How many codes a frame has."""
     shared = 0 if layout.is_grey else 2 * (-(-width // layout.across)) * (-(-height // layout.down))
     return width * height + shared
+
+
+def _fields(layout: Layout, height: int, *, by_field: bool) -> list[slice]:
+    """Lines whose chroma belongs together; they are the same lines of every plane."""
+    # A height that halves into lines without chroma of their own was made in some other way, which nothing tells.
+    if by_field and layout.down > 1 and height % (2 * layout.down) == 0:
+        return [slice(0, None, 2), slice(1, None, 2)]
+    return [slice(None)]
 
 
 def _rows(matrix: int) -> NDArray[np.float64]:

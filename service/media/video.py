@@ -1,7 +1,7 @@
 """Frames out of a video, and a video out of frames, with everything beside the pixels carried over."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -80,11 +80,13 @@ class VideoReader:
         part: Part | None = None,
         *,
         with_beyond: bool = False,
+        of_fields: bool = False,
         threads: int = 0,
     ) -> None:
         """Open, and decode the first frame.
 
         Args:
+            of_fields: It is interlaced, whatever it says: each field has chroma of its own.
             with_beyond: Give with each frame what its RGB does not hold.
             threads: Of the decoder; 0 takes what the machine has.
             part: Read these frames only, lead and trail included; what is told of the video stays that of the whole.
@@ -103,12 +105,12 @@ class VideoReader:
         except BaseException:
             self._file.close()
             raise
-        self.head = self.opened.head
+        self.head = replace(self.opened.head, by_field=True) if of_fields else self.opened.head
         self.facts: InputFacts = self.opened.facts
         self.time_base: Fraction = self.opened.time_base
         self.rate: Fraction | None = self.opened.rate
         self.depth = depth_of(self.opened.first.format)
-        self._coding = coding_of(self.opened.first)
+        self._coding = coding_of(self.head)
         self._reformatter = VideoReformatter()
 
     def out_file(

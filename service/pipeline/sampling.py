@@ -34,10 +34,18 @@ class Sampler:
     `watch` is called where the network is run, `finish` where results are encoded, each for all frames in order.
     """
 
-    def __init__(self, denoiser: Denoiser, options: Options, sigma: float | None, part: Part | None) -> None:
+    def __init__(
+        self, denoiser: Denoiser, options: Options, sigma: float | None, part: Part | None, *, of_fields: bool = False
+    ) -> None:
+        """
+        Args:
+            sigma: noise level on the [0, 1] scale, for denoisers that must be told.
+            of_fields: what is watched are the fields of interlaced frames, two of each frame of the part.
+        """
         self._denoiser, self._sigma = denoiser, sigma
-        self._lead = part.lead if part else 0
-        self._frames = part.frames if part else None
+        each = 2 if of_fields else 1
+        self._lead = each * part.lead if part else 0
+        self._frames = each * part.frames if part else None
         self._reach = denoiser.spec.frames // 2
         self._asked = options.estimate
         self._places: list[Place] = []

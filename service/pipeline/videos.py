@@ -7,26 +7,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.catalogue import CATALOGUE
 from models.quality import psnr_db, ssim
 from service.errors import BadInput, Indivisible
 from service.frames import FrameFigures, FrameTable, joined
-from service.job import InputFacts, Metrics, Options, Part, PartOutcome, Sampled, StageSeconds
+from service.job import FieldOrder, InputFacts, Metrics, Options, Part, PartOutcome, Sampled, StageSeconds
 from service.media.segments import SegmentWriter, join
 from service.media.still import jpeg_of
 from service.media.timeline import divide
 from service.media.video import Frame, VideoWriter
+from service.pipeline import fields
 from service.pipeline.denoiser import Denoiser, Pixels, Tally, blend, to_pixels, to_planes
 from service.pipeline.halves import side_by_side, turned_by
 from service.pipeline.progress import OnProgress, Pace, ignore_progress
 from service.pipeline.relay import read_ahead, write_behind
 from service.pipeline.sampling import Sampler, told
 from service.pipeline.turns import Urgency
-from service.sandbox.videos import VideoReader, read_timeline
+from service.sandbox.videos import VideoReader, read_field_order, read_timeline
 from service.settings import Settings
 from trtbuild.engine import Array
 
@@ -103,6 +105,7 @@ class _Quality:
     """What is measured of frames, and times."""
 
     sampler: Sampler
+    order: FieldOrder | None  # of an interlaced video, whose fields are restored apart
     psnr: _Mean = field(default_factory=_Mean)
     input_psnr: _Mean = field(default_factory=_Mean)
     ssim: _Mean = field(default_factory=_Mean)
@@ -110,6 +113,17 @@ class _Quality:
     decode_s: float = 0.0
     encode_s: float = 0.0
     has_colour: bool = False  # in one frame at least
+
+    def noise_in(self, place: int, restored: Pixels) -> tuple[float | None, float | None]:
+        """Levels of noise before and after, on the 8-bit scale, where they were measured in that frame."""
+        if self.order is None:
+            return self.sampler.finish(place, restored)
+        planes: NDArray[Any] = restored.transpose(2, 0, 1)
+        found = [
+            self.sampler.finish(2 * place + later, field.transpose(1, 2, 0))
+            for later, field in enumerate(fields.split(planes, self.order))
+        ]
+        return next((one for one in found if one[0] is not None), (None, None))
 
     def look_at(self, pixels: Pixels) -> None:
         if not self.has_colour:
@@ -150,8 +164,9 @@ def denoise_video(
         BadInput: a file cannot be decoded, or the reference differs in size or length.
     """
     tally = tally if tally is not None else Tally()
-    quality = _Quality(Sampler(denoiser, options, _told_sigma(options), None))
-    with VideoReader(source, settings, with_beyond=_keeps_beyond(options)) as reader:
+    order = read_field_order(source, settings, options.scan)
+    quality = _quality(denoiser, options, order)
+    with VideoReader(source, settings, with_beyond=_keeps_beyond(options), of_fields=order is not None) as reader:
         pace = Pace("frames", reader.facts.frames, on_progress)
         with VideoWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
             sources = _decode(reader, reference, settings, quality)
@@ -179,8 +194,13 @@ def denoise_video(
             )
 
 
-def plan_parts(denoiser: Denoiser, source: Path, facts: InputFacts, settings: Settings) -> list[Part]:
+def plan_parts(
+    denoiser: Denoiser, source: Path, facts: InputFacts, settings: Settings, scan: str = "auto"
+) -> list[Part]:
     """How a video is best done in parts; one part means that it is too short for that.
+
+    Args:
+        scan: as `Options` has it.
 
     Raises:
         Indivisible: it must be done as one.
@@ -191,21 +211,29 @@ def plan_parts(denoiser: Denoiser, source: Path, facts: InputFacts, settings: Se
     timeline = read_timeline(source, settings)
     # The broker makes all parts in one step, in which it does nothing else.
     frames = max(settings.part_frames or by_size, len(timeline) // _MOST_PARTS)
-    return divide(timeline, frames, denoiser.spec.frames // 2)
+    parts = divide(timeline, frames, denoiser.spec.frames // 2)
+    if len(parts) == 1:
+        return parts
+    order = read_field_order(source, settings, scan)
+    return [part.model_copy(update={"fields": order}) for part in parts]
 
 
-def still_of(denoiser: Denoiser, source: Path, options: Options, settings: Settings) -> bytes:
+def still_of(
+    denoiser: Denoiser, source: Path, options: Options, settings: Settings, order: FieldOrder | None = None
+) -> bytes:
     """A video's first frame, restored, as JPEG.
+
+    Args:
+        order: of its fields, where it is interlaced.
 
     Raises:
         BadInput: it cannot be decoded.
     """
-    with VideoReader(source, settings) as reader:
-        unused = _Quality(Sampler(denoiser, options, None, None))
-        taken = islice(_decode(reader, None, settings, unused), denoiser.spec.frames)
+    with VideoReader(source, settings, of_fields=order is not None) as reader:
+        taken = islice(_decode(reader, None, settings, _quality(denoiser, options, order)), denoiser.spec.frames)
         frames = list(taken)
-        restored = denoiser.restore_frames(
-            (one.planes for one in frames), sigma=_told_sigma(options), urgency=Urgency.BATCH
+        restored = _restored(
+            denoiser, (one.planes for one in frames), order, sigma=_told_sigma(options), urgency=Urgency.BATCH
         )
         pixels = _pixels_of(frames[0], next(iter(restored)), options.strength)
         turned = reader.head.rotation
@@ -228,8 +256,9 @@ def denoise_part(
         Indivisible: the frames are not those that were planned.
         BadInput: they cannot be decoded.
     """
-    tally, quality = Tally(), _Quality(Sampler(denoiser, options, _told_sigma(options), part))
-    with VideoReader(source, settings, part, with_beyond=_keeps_beyond(options)) as reader:
+    tally, quality = Tally(), _quality(denoiser, options, part.fields, part)
+    how = {"with_beyond": _keeps_beyond(options), "of_fields": part.fields is not None}
+    with VideoReader(source, settings, part, **how) as reader:
         pace = Pace("frames", part.frames, on_progress)
         with SegmentWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
             _restore(
@@ -329,7 +358,6 @@ def _restore(
 
     def planes_of(ahead: Iterable[_Source]) -> Iterator[Array]:
         for index, one in enumerate(ahead):
-            quality.sampler.watch(index, one.planes)
             if wanted is None or index in wanted:
                 waiting.append(one)
                 quality.look_at(one.frame.pixels)
@@ -343,8 +371,11 @@ def _restore(
             on_still(jpeg_of(pixels, turned=turned))
 
     with read_ahead(sources, DEPTH) as ahead, write_behind(finish, DEPTH) as put:
-        for restored in denoiser.restore_frames(
+        for restored in _restored(
+            denoiser,
             planes_of(ahead),
+            quality.order,
+            watch=quality.sampler.watch,
             sigma=_told_sigma(options),
             urgency=Urgency.VIDEO,
             tally=tally,
@@ -354,8 +385,62 @@ def _restore(
             put((waiting.popleft(), restored))
             pace.step()
         pace.finish()
+    if quality.order:
+        tally.notes.append(f"the video is interlaced, {quality.order} field first: its fields were restored apart")
     if not quality.has_colour:
         tally.notes += _notes_on_grey(denoiser)
+
+
+def _restored(
+    denoiser: Denoiser,
+    frames: Iterable[Array],
+    order: FieldOrder | None,
+    *,
+    watch: Callable[[int, Array], None] = lambda index, planes: None,  # noqa: ARG005 - as it is called
+    sigma: float | None,
+    urgency: Urgency,
+    tally: Tally | None = None,
+    goes_on_before: bool = False,
+    goes_on_after: bool = False,
+) -> Iterator[Array]:
+    """`Denoiser.restore_frames`, of interlaced frames field by field.
+
+    Args:
+        watch: told each frame or field that is decoded, and its number.
+        goes_on_before: so many frames as the network's window reaches are there as neighbours only.
+        goes_on_after: likewise.
+    """
+
+    def watched(pictures: Iterable[Array]) -> Iterator[Array]:
+        for index, planes in enumerate(pictures):
+            watch(index, planes)
+            yield planes
+
+    def restore(pictures: Iterable[Array]) -> Iterator[Array]:
+        return denoiser.restore_frames(
+            pictures,
+            sigma=sigma,
+            urgency=urgency,
+            tally=tally,
+            goes_on_before=goes_on_before,
+            goes_on_after=goes_on_after,
+        )
+
+    if order is None:
+        yield from restore(watched(frames))
+        return
+    heights: set[int] = set()
+
+    def apart() -> Iterator[Array]:
+        for planes in frames:
+            heights.add(planes.shape[1])
+            yield from fields.split(planes, order)
+
+    around = {"goes_on_before": goes_on_before, "goes_on_after": goes_on_after}
+    restored = restore(fields.nearest(watched(apart()), denoiser.spec.frames // 2, **around))
+    for earlier in restored:
+        (height,) = heights
+        yield fields.woven(earlier, next(restored), height, order)
 
 
 def notes_of(parts: Sequence[PartOutcome]) -> list[str]:
@@ -376,13 +461,18 @@ def _notes_on_grey(denoiser: Denoiser) -> list[str]:
     ]
 
 
+def _quality(denoiser: Denoiser, options: Options, order: FieldOrder | None, part: Part | None = None) -> _Quality:
+    sampler = Sampler(denoiser, options, _told_sigma(options), part, of_fields=order is not None)
+    return _Quality(sampler, order)
+
+
 def _decode(reader: VideoReader, reference: Path | None, settings: Settings, quality: _Quality) -> Iterator[_Source]:
     """Frames with their planes and, where there is a reference, its frame at the same place."""
     if reference is None:
         for frame in _timed(reader, quality):
             yield _Source(frame, to_planes(frame.pixels), None)
         return
-    with VideoReader(reference, settings) as clean_reader:
+    with VideoReader(reference, settings, of_fields=quality.order is not None) as clean_reader:
         _check_same_size(clean_reader.facts, reader.facts)
         clean_frames = iter(clean_reader)
         count = 0
@@ -428,7 +518,7 @@ def _finish(
         quality.input_psnr.add(against["input_psnr_db"])
         quality.ssim.add(against["ssim"])
     place = quality.frames.frames
-    before, after = quality.sampler.finish(place, pixels)
+    before, after = quality.noise_in(place, pixels)
     quality.frames.add(FrameFigures(place, removed.sigma_estimate, before, after, **against))
     pixels = _shown(frame.pixels, pixels, options, turned)
     started = time.monotonic()

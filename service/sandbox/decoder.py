@@ -40,7 +40,7 @@ _DEATH_IS_TOLD_S = 10.0  # how long a dead child's status may take to be told
 _STARTS_WITHIN_S = 120.0  # the nursery loads its libraries, perhaps from a cold disk
 # Signals that somebody else sent: the kernel out of memory, an operator. The others are the child's own doing.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_SHORT = ("hello", "image", "timeline")  # tasks that do not go on for as long as a video is
+_SHORT = ("hello", "image", "timeline", "scan")  # tasks that do not go on for as long as a video is
 _ERRORS: dict[str, type[QuietframeError]] = {
     cls.__name__: cls for cls in (BadInput, FrameTooLarge, UnknownFormat, Indivisible)
 }

@@ -41,6 +41,7 @@ def as_heard(said: dict[str, Any]) -> VideoHead:
             beside=tuple(str(words) for words in said["beside"]),
             is_interlaced=bool(said["is_interlaced"]),
             field_order=None if said["field_order"] is None else _one_of(said["field_order"], _FIELD_ORDERS),
+            by_field=bool(said["by_field"]),
             mastering=_mastering(said["mastering"]),
             light=None if said["light"] is None else Light(**{name: _step(said["light"][name]) for name in _LIGHT}),
             **{name: int(said[name]) for name in _NUMBERS},

@@ -55,7 +55,7 @@ def load() -> None:
 
     import cv2
 
-    from service.media import image, opening, outfile, timeline, video  # noqa: F401
+    from service.media import image, opening, outfile, scan, timeline, video  # noqa: F401
 
     opening.load_all()
 
@@ -128,7 +128,8 @@ def _frames(talk: Talk, told: dict[str, Any]) -> None:
 
     part = Part.model_validate(told["part"]) if told["part"] else None
     settings = Settings.model_construct(**told["settings"])
-    with VideoReader(talk.files[0], settings, part, with_beyond=told["with_beyond"], threads=talk.threads) as reader:
+    asked = {name: told[name] for name in ("with_beyond", "of_fields")}
+    with VideoReader(talk.files[0], settings, part, threads=talk.threads, **asked) as reader:
         talk.say(heads.as_said(reader.head))
         frames = iter(reader)
         order = talk.hear()  # where to put them; none are asked for who only wants the head
@@ -153,6 +154,13 @@ def _timeline(talk: Talk, told: dict[str, Any]) -> None:
 
     timeline = read_timeline(talk.files[0], Settings.model_construct(**told["settings"]))
     talk.say({"time_base": str(timeline.time_base)}, timeline.pts.tobytes(), timeline.keys.tobytes())
+
+
+def _scan(talk: Talk, told: dict[str, Any]) -> None:
+    from service.media.scan import find_field_order
+
+    settings = Settings.model_construct(**told["settings"])
+    talk.say({"order": find_field_order(talk.files[0], settings, sure=told["sure"], threads=talk.threads)})
 
 
 def _mux(talk: Talk, told: dict[str, Any]) -> None:
@@ -190,5 +198,6 @@ TASKS: dict[str, Callable[[Talk, dict[str, Any]], None]] = {
     "image": _image,
     "frames": _frames,
     "timeline": _timeline,
+    "scan": _scan,
     "mux": _mux,
 }

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast, get_args
 
 import av
 import numpy as np
 from av.packet import Packet
 
 from service.errors import BadInput, Indivisible
-from service.job import Part
+from service.job import FieldOrder, Part
 from service.media.colour import codes_beyond
 from service.media.encoder import MUXERS, Encoder
 from service.media.finishing import Finishing
@@ -36,7 +36,15 @@ _FRAME_S = 5.0
 class VideoReader:
     """`service.media.video.VideoReader` in a process of its own, whose death is a `BadInput` like the others."""
 
-    def __init__(self, path: Path, settings: Settings, part: Part | None = None, *, with_beyond: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        part: Part | None = None,
+        *,
+        with_beyond: bool = False,
+        of_fields: bool = False,
+    ) -> None:
         """Open, and decode the first frame. As there, and:
 
         Raises:
@@ -50,6 +58,7 @@ class VideoReader:
                 "settings": _told(settings),
                 "part": part.model_dump() if part else None,
                 "with_beyond": with_beyond,
+                "of_fields": of_fields,
             }
             self._decoder = Decoder("frames", [file.fileno()], told, settings)
         try:
@@ -238,6 +247,22 @@ def read_timeline(path: Path, settings: Settings) -> Timeline:
     if not pts or len(pts) > settings.max_video_frames or not all(0 <= key < len(pts) for key in keys):
         raise BadInput("the decoder gave no times")
     return timeline
+
+
+def read_field_order(path: Path, settings: Settings, scan: str) -> FieldOrder | None:
+    """`service.media.scan.find_field_order`, likewise, as far as `scan`, of `Options`, leaves it open.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    if scan == "progressive":
+        return None
+    told = {"settings": _told(settings), "sure": scan == "interlaced"}
+    with path.open("rb") as file, Decoder("scan", [file.fileno()], told, settings) as decoder:
+        order = decoder.receive().said.get("order")
+    if order is not None and order not in get_args(FieldOrder):
+        raise BadInput("the decoder gave no field order")
+    return cast("FieldOrder | None", order)
 
 
 def _told(settings: Settings) -> dict[str, Any]:

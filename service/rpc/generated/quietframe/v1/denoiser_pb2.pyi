@@ -48,7 +48,7 @@ JOB_KIND_IMAGE: JobKind
 JOB_KIND_VIDEO: JobKind
 
 class Options(_message.Message):
-    __slots__ = ("sigma", "strength", "format", "quality", "codec", "crf", "estimate", "side_by_side", "ensemble")
+    __slots__ = ("sigma", "strength", "format", "quality", "codec", "crf", "estimate", "side_by_side", "ensemble", "scan")
     SIGMA_FIELD_NUMBER: _ClassVar[int]
     STRENGTH_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class Options(_message.Message):
     ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     SIDE_BY_SIDE_FIELD_NUMBER: _ClassVar[int]
     ENSEMBLE_FIELD_NUMBER: _ClassVar[int]
+    SCAN_FIELD_NUMBER: _ClassVar[int]
     sigma: float
     strength: float
     format: str
@@ -67,7 +68,8 @@ class Options(_message.Message):
     estimate: bool
     side_by_side: bool
     ensemble: int
-    def __init__(self, sigma: _Optional[float] = ..., strength: _Optional[float] = ..., format: _Optional[str] = ..., quality: _Optional[int] = ..., codec: _Optional[str] = ..., crf: _Optional[int] = ..., estimate: _Optional[bool] = ..., side_by_side: _Optional[bool] = ..., ensemble: _Optional[int] = ...) -> None: ...
+    scan: str
+    def __init__(self, sigma: _Optional[float] = ..., strength: _Optional[float] = ..., format: _Optional[str] = ..., quality: _Optional[int] = ..., codec: _Optional[str] = ..., crf: _Optional[int] = ..., estimate: _Optional[bool] = ..., side_by_side: _Optional[bool] = ..., ensemble: _Optional[int] = ..., scan: _Optional[str] = ...) -> None: ...
 
 class DenoiseImageRequest(_message.Message):
     __slots__ = ("image", "model", "options", "reference", "name")
