@@ -21,6 +21,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from chaos.disk import Disk, small_disk
+from chaos.hooks import SECRET, TIMEOUT_S, Receiver
 from chaos.network import Relay
 from service.broker import keys
 from service.broker.embedded import bundled_binary
@@ -113,8 +114,14 @@ class Member:
 class Cluster:
     """To be used from the main thread, which is also the orchestrator: processes are started again while it waits."""
 
-    def __init__(self, root: Path, shape: Shape) -> None:
+    def __init__(self, root: Path, shape: Shape, seed: int = 0) -> None:
+        """
+        Args:
+            root: an empty directory.
+            seed: what the receiver of webhooks is in the mood for.
+        """
         self.shape = shape
+        self._seed = seed
         self._root = root
         self._stack = ExitStack()
         self._disk: Disk | None = None
@@ -149,7 +156,15 @@ class Cluster:
         self._stack.callback(self.redis.close)
         listener = self._stack.enter_context(socket.create_server((_HERE, 0), backlog=1024))
         self.base_url = f"http://{_HERE}:{listener.getsockname()[1]}"
+        self.receiver = Receiver(self._seed)
+        self._stack.callback(self.receiver.close)
         said = {
+            "WEBHOOK_SECRET": SECRET,
+            "WEBHOOK_ALLOW_HTTP": True,
+            "WEBHOOK_ALLOW_PRIVATE": True,
+            "WEBHOOK_TIMEOUT_S": TIMEOUT_S,
+            "WEBHOOK_RETRY_S": 0.2,
+            "WEBHOOK_MAX_ATTEMPTS": 30,
             "DATA_DIR": self.data_dir,
             "REDIS_URL": f"redis://{_HERE}:{self.network.port}",
             "LEASE_TTL_S": self.shape.lease_ttl_s,
@@ -272,6 +287,13 @@ class Cluster:
         with self.redis.pipeline(transaction=True) as looks:
             for lane in Lane:
                 looks.xlen(keys.work(lane))
+            return not any(looks.execute())
+
+    def has_told(self) -> bool:
+        """Whether no webhook is yet to be sent."""
+        with self.redis.pipeline(transaction=True) as looks:
+            looks.xlen(keys.HOOKS)
+            looks.zcard(f"{keys.HOOKS}:due")
             return not any(looks.execute())
 
     def stop_queue(self, how: int) -> None:

@@ -13,6 +13,7 @@ import httpx
 
 from chaos import tally as reckoning
 from chaos.cluster import Cluster, Shape
+from chaos.hooks import wrong_with_calls
 from chaos.tally import Found, Tally
 from chaos.trouble import Heal, Step, schedule, told
 from chaos.work import Clients, Door, End, Order, make_orders
@@ -55,7 +56,10 @@ def run(plan: Plan, root: Path, say: Say) -> Tally:
         order.key = None if order.door is Door.SYNC else f"{plan.seed}-{order.name}"
     rng = random.Random(plan.seed)
     steps = schedule(rng, plan.rounds)
-    with Cluster(root, plan.shape) as cluster:
+    with Cluster(root, plan.shape, plan.seed) as cluster:
+        for order in orders:
+            if order.door is not Door.SYNC:
+                order.fields["webhook_url"] = cluster.receiver.url
         tell(f"{sum(plan.shape.pools)} workers are ready, over {plan.shape.server}, data on {cluster.disk}")
         clients = Clients(cluster)
         try:
@@ -65,8 +69,12 @@ def run(plan: Plan, root: Path, say: Say) -> Tally:
             cluster.wait_until(cluster.is_drained, "the queue to be empty")
             cluster.wait_until(cluster.is_ready, "all workers to be back")
             tell("the queue is empty")
+            cluster.receiver.be_kind()
+            cluster.wait_until(cluster.has_told, "every webhook to be delivered")
+            tell("every receiver is told")
             found = reckoning.look_at(cluster, orders, clients)
             tally = Tally(plan.seed, violations=found.violations)
+            tally.violations += wrong_with_calls(cluster.receiver, found.documents, found.records)
             tally.violations += reckoning.leftovers(cluster, f"unix://{cluster.queue_socket}")
             tally.rows += _rows(cluster, plan, orders, steps, clients, found)
             tell("once more, in quiet")
@@ -137,6 +145,7 @@ def _rows(
         ("retried", int(counted["retried"])),
         ("released", int(counted["released"])),
         ("lease_lost (refused by the broker)", int(counted["lease_lost"])),
+        ("webhooks", _told_of(cluster)),
         ("leases that workers gave up as lost", _logged(cluster, "was given to another worker")),
         ("most attempts", max((document["attempts"] for document in found.documents.values()), default=0)),
         *((f"tries answered {why}", number) for why, number in sorted(clients.refusals.items())),
@@ -144,6 +153,13 @@ def _rows(
         ("appendfsync", f"{plan.shape.fsync}: {lossless}"),
         ("disk", cluster.disk),
     ]
+
+
+def _told_of(cluster: Cluster) -> str:
+    calls = cluster.receiver.calls
+    messages = {call.message for call in calls}
+    again = sum(call.taken for call in calls) - len({call.message for call in calls if call.taken})
+    return f"{len(messages)} messages in {len(calls)} calls, {again} of them taken once more"
 
 
 def _logged(cluster: Cluster, words: str) -> int:
