@@ -90,6 +90,16 @@ def test_ranges_and_head_follow_the_redirect(settings: Settings, api: httpx.Clie
     assert head.headers["content-type"] == "image/png"
 
 
+def test_who_may_not_talk_to_the_bucket_has_the_bytes_sent_from_here(settings: Settings, api: httpx.Client) -> None:
+    with PlayedWorker(settings):
+        url = finished(api)["result"]["url"]
+    whole = api.get(url, params={"redirect": "false"})
+    assert (whole.status_code, whole.content) == (200, inverted(NOISY))
+    part = api.get(url, params={"redirect": "false"}, headers={"Range": "bytes=2-5"})
+    assert (part.status_code, part.content) == (206, inverted(NOISY)[2:6])
+    assert api.get(url, params={"redirect": "maybe"}).json()["errors"][0]["field"] == "redirect"
+
+
 def test_who_has_the_bytes_already_is_not_sent_anywhere(settings: Settings, api: httpx.Client) -> None:
     with PlayedWorker(settings):
         result = finished(api)["result"]

@@ -13,6 +13,7 @@ import pytest
 from api_support import PATIENCE_S, PlayedWorker, noisy_png, served
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from s3_server import S3Server
 from watched_service import Watched
 
 from service.access.keys import Scope, add_key, new_key
@@ -220,3 +221,26 @@ def test_a_visitor_is_asked_for_a_key_where_one_is_needed(page: Page, fresh_redi
         assert (
             page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])").count(token) == 0
         )
+
+
+@in_a_browser
+def test_results_that_lie_in_a_bucket_are_seen_all_the_same(
+    page: Page, s3: S3Server, fresh_redis_url: str, tmp_path: Path
+):
+    settings = Settings(
+        redis_url=fresh_redis_url,
+        data_dir=tmp_path / "data",
+        port=0,
+        blob_url=s3.new_prefix(),
+        blob_allow_http=True,
+        result_redirect=True,
+    )
+    picture = tmp_path / "noisy.png"
+    picture.write_bytes(noisy_png())
+    with served(settings) as (client, _), PlayedWorker(settings):
+        page.goto(str(client.base_url))
+        expect(page.locator("#model optgroup option").first).to_be_attached()
+        page.set_input_files("#files", picture)
+        card = page.locator("article")
+        expect(card).to_have_class("succeeded")
+        expect(card.locator(".stage.both img")).to_have_count(2)

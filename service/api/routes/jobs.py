@@ -249,6 +249,10 @@ async def get_result(
     ] = None,
     if_range: Annotated[str | None, Header(description="`ETag`: without a match the range is not applied.")] = None,
     if_none_match: Annotated[str | None, Header(description="`ETag` of what is there already.")] = None,
+    redirect: Annotated[
+        bool,
+        Query(description="Whether a 307 will do where results lie in a bucket; `false` has the bytes sent from here."),
+    ] = True,
 ) -> Response:
     record = await services.queue.get(job_id)
     result = outcome_of(record).result
@@ -256,7 +260,7 @@ async def get_result(
     if headers.matches(if_none_match, told["ETag"]):
         return Response(status_code=304, headers={"ETag": told["ETag"]})
     bodiless = request.method == "HEAD"
-    if services.settings.result_redirect:
+    if redirect and services.settings.result_redirect:
         # Ranges are the store's to give: whoever asked for one asks for it there again.
         ttl_s = services.settings.redirect_ttl_s
         moved = await documents.redirect_response(services.store, result, ttl_s=ttl_s, bodiless=bodiless)
