@@ -17,6 +17,7 @@ from s3_server import S3Server
 from watched_service import Watched
 
 from service.access.keys import Scope, add_key, new_key
+from service.demo import running_service
 from service.media.formats import IMAGE_FORMATS, VIDEO_FORMATS
 from service.settings import Settings
 
@@ -224,22 +225,11 @@ def test_a_visitor_is_asked_for_a_key_where_one_is_needed(page: Page, fresh_redi
 
 
 @in_a_browser
-def test_results_that_lie_in_a_bucket_are_seen_all_the_same(
-    page: Page, s3: S3Server, fresh_redis_url: str, tmp_path: Path
-):
-    settings = Settings(
-        redis_url=fresh_redis_url,
-        data_dir=tmp_path / "data",
-        port=0,
-        blob_url=s3.new_prefix(),
-        blob_allow_http=True,
-        result_redirect=True,
-    )
+def test_results_that_lie_in_a_bucket_are_seen_all_the_same(page: Page, s3: S3Server, tmp_path: Path):
     picture = tmp_path / "noisy.png"
-    picture.write_bytes(noisy_png())
-    with served(settings) as (client, _), PlayedWorker(settings):
-        page.goto(str(client.base_url))
-        expect(page.locator("#model optgroup option").first).to_be_attached()
+    picture.write_bytes(noisy_png(96, 64))
+    with running_service(blob_url=s3.new_prefix(), blob_allow_http=True, result_redirect=True) as base_url:
+        visit(page, base_url)
         page.set_input_files("#files", picture)
         card = page.locator("article")
         expect(card).to_have_class("succeeded")

@@ -237,7 +237,7 @@ async def _until(stop: asyncio.Event, feed: AsyncIterator[_Item]) -> AsyncIterat
         },
         304: {"description": "It is what `If-None-Match` names."},
         307: openapi.MOVED,
-        **openapi.problems(404, 409, 410, 416, 503),
+        **openapi.problems(404, 409, 410, 416, 422, 503),
     },
 )
 async def get_result(
