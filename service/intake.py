@@ -223,7 +223,9 @@ def _head_of(content: BinaryIO) -> bytes:
 
 def _fingerprint(asked: Asked, blob: Blob, reference: Blob | None) -> str:
     """What makes two requests the same: all that shapes the result. The file's name does not."""
-    parts = [asked.kind, asked.model, asked.options.model_dump(), blob.sha256, reference.sha256 if reference else None]
+    # Without what is as usual: a later version, which has more options, must know the request again.
+    options = asked.options.model_dump(exclude_defaults=True)
+    parts = [asked.kind, asked.model, options, blob.sha256, reference.sha256 if reference else None]
     if asked.webhook_url is not None:  # it shapes no result, but who asks for another call has asked for another thing
         parts.append(asked.webhook_url)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
