@@ -11,6 +11,7 @@ from models.networks.dncnn import DnCNN
 from models.networks.dsc import DSC
 from models.networks.mwcnn import MWCNN, Haar, InverseHaar
 from models.networks.rednet import REDNet
+from models.networks.unet import SmallUNet
 from models.training.noise import Gaussian, Mixed, PartialPatch
 from models.training.recipes.dsc import PIXEL_WEIGHT, early_maps, perceptual_error, squared_error
 from models.weights import build_network
@@ -99,6 +100,21 @@ def test_red_net_is_five_convolutions_and_five_transposed_ones_with_every_second
         torch.testing.assert_close(network(noisy, NO_SIGMA), expected, atol=1e-5, rtol=0)
 
 
+def test_the_fast_network_never_works_at_full_size():
+    met = layers_met(build_network(DESCRIBED["unet.fast"]), torch.rand(1, 3, 64, 96))
+    half, quarter, eighth = (32, 48), (16, 24), (8, 12)
+    assert [(maps.shape[1], tuple(maps.shape[2:])) for maps in met] == [
+        *[(32, half)] * 3,
+        *[(64, quarter)] * 3,
+        *[(128, eighth)] * 5,
+        (256, eighth),
+        *[(64, quarter)] * 2,
+        (128, quarter),
+        *[(32, half)] * 2,
+        (12, half),
+    ]
+
+
 def test_the_gated_networks_layers_are_those_of_table_1():
     met = layers_met(build_network(DESCRIBED["dsc.paper"]), torch.rand(1, 3, 64, 64))
     assert [(maps.shape[1], maps.shape[2]) for maps in met] == TABLE_1
@@ -138,7 +154,9 @@ def test_without_connections_all_the_picture_passes_through_the_middle():
 
 
 @pytest.mark.parametrize(
-    "network", [MWCNN((32, 16, 8, 8)), REDNet(16), DSC((16, 16, 16, 16, 16))], ids=["mwcnn", "rednet", "dsc"]
+    "network",
+    [MWCNN((32, 16, 8, 8)), REDNet(16), DSC((16, 16, 16, 16, 16)), SmallUNet()],
+    ids=["mwcnn", "rednet", "dsc", "unet.fast"],
 )
 def test_training_starts_close_to_the_noisy_picture(network):
     noisy = torch.rand(2, 3, 32, 32) * 1.4 - 0.2  # beyond [0, 1], as noise is
@@ -156,8 +174,9 @@ def test_training_starts_close_to_the_noisy_picture(network):
         lambda: DSC((64, 64, 64, 64, 64)),
         lambda: DSC((64, 64, 64, 64, 64), (1.0, 1.0, 1.0, 1.0)),
         lambda: DnCNN(8, told=True),
+        SmallUNet,
     ],
-    ids=["mwcnn", "rednet", "dsc", "dsc.plain", "dncnn.known"],
+    ids=["mwcnn", "rednet", "dsc", "dsc.plain", "dncnn.known", "unet.fast"],
 )
 def test_a_network_learns_one_patch_by_heart(build):
     torch.manual_seed(3)

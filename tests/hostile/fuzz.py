@@ -27,7 +27,7 @@ from service.errors import BadInput, Indivisible
 from service.media.image import write_image
 from service.media.sniff import HEAD_BYTES, content_type_of, probe_image
 from service.sandbox.images import read_image
-from service.sandbox.videos import VideoReader, read_timeline
+from service.sandbox.videos import VideoReader, read_field_order, read_timeline
 from service.settings import Settings
 
 SETTINGS = Settings(
@@ -147,6 +147,7 @@ def tried(path: Path) -> str:
             with VideoReader(path, SETTINGS) as reader:
                 for frame in islice(reader, _FRAMES):
                     assert frame.pixels.shape == (reader.head.height, reader.head.width, 3)
+            read_field_order(path, SETTINGS, "interlaced")
             read_timeline(path, SETTINGS)
     except Indivisible:
         return f"{kind}: indivisible"
