@@ -17,6 +17,7 @@ from models.quality import psnr_db, ssim
 from service.errors import BadInput, Indivisible
 from service.frames import FrameFigures, FrameTable, joined
 from service.job import FieldOrder, InputFacts, Metrics, Options, Part, PartOutcome, Sampled, StageSeconds
+from service.media.hdr_curve import PQ, PqCurve
 from service.media.segments import SegmentWriter, join
 from service.media.still import jpeg_of
 from service.media.timeline import divide
@@ -76,7 +77,7 @@ class _Sink(Protocol):
 
 @dataclass(slots=True)
 class _Source:
-    """A decoded frame, as it was and as the network takes it, with its clean counterpart."""
+    """A decoded frame, as it was and as the network sees it, with its clean counterpart."""
 
     frame: Frame
     planes: Array  # [3, H, W]
@@ -106,6 +107,7 @@ class _Quality:
 
     sampler: Sampler
     order: FieldOrder | None  # of an interlaced video, whose fields are restored apart
+    curve: PqCurve | None  # along which the network sees the video
     psnr: _Mean = field(default_factory=_Mean)
     input_psnr: _Mean = field(default_factory=_Mean)
     ssim: _Mean = field(default_factory=_Mean)
@@ -113,6 +115,10 @@ class _Quality:
     decode_s: float = 0.0
     encode_s: float = 0.0
     has_colour: bool = False  # in one frame at least
+
+    def seen(self, pixels: Pixels) -> Pixels:
+        """As the network sees them, and as they are measured."""
+        return self.curve.seen(pixels) if self.curve else pixels
 
     def noise_in(self, place: int, restored: Pixels) -> tuple[float | None, float | None]:
         """Levels of noise before and after, on the 8-bit scale, where they were measured in that frame."""
@@ -165,8 +171,8 @@ def denoise_video(
     """
     tally = tally if tally is not None else Tally()
     order = read_field_order(source, settings, options.scan)
-    quality = _quality(denoiser, options, order)
     with VideoReader(source, settings, with_beyond=_keeps_beyond(options), of_fields=order is not None) as reader:
+        quality = _quality(denoiser, options, order, reader)
         pace = Pace("frames", reader.facts.frames, on_progress)
         with VideoWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
             sources = _decode(reader, reference, settings, quality)
@@ -230,12 +236,12 @@ def still_of(
         BadInput: it cannot be decoded.
     """
     with VideoReader(source, settings, of_fields=order is not None) as reader:
-        taken = islice(_decode(reader, None, settings, _quality(denoiser, options, order)), denoiser.spec.frames)
-        frames = list(taken)
+        quality = _quality(denoiser, options, order, reader)
+        frames = list(islice(_decode(reader, None, settings, quality), denoiser.spec.frames))
         restored = _restored(
             denoiser, (one.planes for one in frames), order, sigma=_told_sigma(options), urgency=Urgency.BATCH
         )
-        pixels = _pixels_of(frames[0], next(iter(restored)), options.strength)
+        pixels = _pixels_of(frames[0], next(iter(restored)), options.strength, quality.curve)
         turned = reader.head.rotation
         return jpeg_of(_shown(frames[0].frame.pixels, pixels, options, turned), turned=turned)
 
@@ -256,9 +262,10 @@ def denoise_part(
         Indivisible: the frames are not those that were planned.
         BadInput: they cannot be decoded.
     """
-    tally, quality = Tally(), _quality(denoiser, options, part.fields, part)
+    tally = Tally()
     how = {"with_beyond": _keeps_beyond(options), "of_fields": part.fields is not None}
     with VideoReader(source, settings, part, **how) as reader:
+        quality = _quality(denoiser, options, part.fields, reader, part)
         pace = Pace("frames", part.frames, on_progress)
         with SegmentWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
             _restore(
@@ -387,6 +394,8 @@ def _restore(
         pace.finish()
     if quality.order:
         tally.notes.append(f"the video is interlaced, {quality.order} field first: its fields were restored apart")
+    if quality.curve:
+        tally.notes.append("the video is in PQ: it was restored, and its noise was measured, along the curve of HLG")
     if not quality.has_colour:
         tally.notes += _notes_on_grey(denoiser)
 
@@ -461,16 +470,18 @@ def _notes_on_grey(denoiser: Denoiser) -> list[str]:
     ]
 
 
-def _quality(denoiser: Denoiser, options: Options, order: FieldOrder | None, part: Part | None = None) -> _Quality:
+def _quality(
+    denoiser: Denoiser, options: Options, order: FieldOrder | None, reader: VideoReader, part: Part | None = None
+) -> _Quality:
     sampler = Sampler(denoiser, options, _told_sigma(options), part, of_fields=order is not None)
-    return _Quality(sampler, order)
+    return _Quality(sampler, order, PqCurve() if reader.head.color_trc == PQ else None)
 
 
 def _decode(reader: VideoReader, reference: Path | None, settings: Settings, quality: _Quality) -> Iterator[_Source]:
     """Frames with their planes and, where there is a reference, its frame at the same place."""
     if reference is None:
         for frame in _timed(reader, quality):
-            yield _Source(frame, to_planes(frame.pixels), None)
+            yield _Source(frame, to_planes(quality.seen(frame.pixels)), None)
         return
     with VideoReader(reference, settings, of_fields=quality.order is not None) as clean_reader:
         _check_same_size(clean_reader.facts, reader.facts)
@@ -481,7 +492,7 @@ def _decode(reader: VideoReader, reference: Path | None, settings: Settings, qua
             if clean is None:
                 raise BadInput(f"reference ends after {count} frames; the input goes on")
             count += 1
-            yield _Source(frame, to_planes(frame.pixels), clean.pixels)
+            yield _Source(frame, to_planes(quality.seen(frame.pixels)), clean.pixels)
         if next(clean_frames, None) is not None:
             raise BadInput(f"reference has more than the input's {count} frames")
 
@@ -506,19 +517,21 @@ def _finish(
     tally.removed_power += removed.removed_power
     tally.values += removed.values
     frame = source.frame
-    pixels = _pixels_of(source, restored, options.strength)
+    pixels = _pixels_of(source, restored, options.strength, quality.curve)
+    seen = quality.seen(pixels)
     against: dict[str, float] = {}
     if source.clean is not None:
+        clean = quality.seen(source.clean)
         against = {
-            "psnr_db": psnr_db(pixels, source.clean),
-            "ssim": ssim(pixels, source.clean),
-            "input_psnr_db": psnr_db(frame.pixels, source.clean),
+            "psnr_db": psnr_db(seen, clean),
+            "ssim": ssim(seen, clean),
+            "input_psnr_db": psnr_db(quality.seen(frame.pixels), clean),
         }
         quality.psnr.add(against["psnr_db"])
         quality.input_psnr.add(against["input_psnr_db"])
         quality.ssim.add(against["ssim"])
     place = quality.frames.frames
-    before, after = quality.noise_in(place, pixels)
+    before, after = quality.noise_in(place, seen)
     quality.frames.add(FrameFigures(place, removed.sigma_estimate, before, after, **against))
     pixels = _shown(frame.pixels, pixels, options, turned)
     started = time.monotonic()
@@ -532,9 +545,12 @@ def _shown(noisy: Pixels, restored: Pixels, options: Options, turned: int) -> Pi
     return side_by_side(noisy, restored, turned_by(turned)) if options.side_by_side else restored
 
 
-def _pixels_of(source: _Source, restored: Array, strength: float) -> Pixels:
-    dtype = source.frame.pixels.dtype
-    return to_pixels(blend(source.planes, restored, strength), dtype, np.float32(np.iinfo(dtype).max))
+def _pixels_of(source: _Source, restored: Array, strength: float, curve: PqCurve | None) -> Pixels:
+    pixels, noisy = source.frame.pixels, source.planes
+    if curve:
+        noisy = to_planes(pixels)
+        restored = curve.stored(restored, source.planes, noisy)
+    return to_pixels(blend(noisy, restored, strength), pixels.dtype, np.float32(np.iinfo(pixels.dtype).max))
 
 
 def _keeps_beyond(options: Options) -> bool:
