@@ -315,6 +315,18 @@ MWCNN_PAPER = _for_images(
     taught=("camera", "gaussian"),
 )
 
+UNET_FAST = _for_images(
+    "unet.fast",
+    "A small U-Net at half size and below, for noise as files have it, where time counts",
+    "no paper's; parts of FFDNet, arXiv:1710.04026, and FastDVDnet, arXiv:1907.01361",
+    multiple=8,
+    halo_px=64,
+    parameters=864_492,
+    macs_per_pixel=31_424,
+    taught=_IN_FILES,
+    shipped=True,
+)
+
 _CLASSICAL_SIGMA = (0.0, 100 / 255)  # nothing was trained; beyond it there is hardly a picture left
 
 NLM = DenoiserSpec(
@@ -597,6 +609,7 @@ _ALL = (
     FASTDVDNET_PAPER,
     MWCNN,
     MWCNN_PAPER,
+    UNET_FAST,
     NLM,
     BM3D,
     REDNET,

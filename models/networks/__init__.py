@@ -68,6 +68,7 @@ WIRINGS: dict[str, Wiring] = {
         "models.networks.pridnet", "PRIDNet", options={"widths": (16, 32, 48, 48, 48), "scales": (5, 5, 5, 4, 3)}
     ),
     "pridnet.paper": Wiring("models.networks.pridnet", "PRIDNet"),
+    "unet.fast": Wiring("models.networks.unet", "SmallUNet"),
     "rednet": Wiring("models.networks.rednet", "REDNet"),
     "deform3d": _deform((3, 3, 3), frames=5),
     "deform3d.known": _deform((3, 3, 3), frames=5, told=True),
