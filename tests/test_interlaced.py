@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_parts import LOSSLESS, SETTINGS, frames_of, in_parts, mixing
+from test_videos import MiddleFrame
 from video_samples import decoded, planes_in, wild_noise, write_video
 
 from models.catalogue import FITVNET, FITVNET_SPATIAL
 from service.demo import moving_clip, read_photo
 from service.errors import BadInput
-from service.job import Options
+from service.job import Options, Part
 from service.media.planes import frame_of, layout_of, rgb_of
 from service.media.scan import compare
+from service.pipeline.denoiser import Denoiser, Tally
 from service.pipeline.fields import nearest, split, woven
+from service.pipeline.sampling import Sampler
 from service.pipeline.shelf import Shelf
 from service.pipeline.videos import denoise_video, still_of
 from service.sandbox.videos import read_field_order
@@ -227,8 +230,6 @@ def test_every_field_comes_out_where_it_went_in(order, moments, tmp_path):
 
 
 def restored_with(denoiser, source, target, options):
-    from service.pipeline.denoiser import Tally
-
     tally = Tally()
     return denoise_video(denoiser, source, target, options, SETTINGS, tally=tally), tally
 
@@ -298,3 +299,44 @@ def test_a_clip_of_television_is_restored_by_name_as_any(moments, tmp_path):
     assert made.lost == []
     assert "top field first" in tally.notes[0]
     assert decoded(tmp_path / "out.mp4")[0].interlaced_frame
+
+
+class Recording(MiddleFrame):
+    """Hands on what it is given, and keeps it."""
+
+    def __init__(self, stage):
+        super().__init__(stage)
+        self.seen = []
+
+    def denoise(self, noisy, sigma):
+        self.seen.append(noisy.copy())
+        return super().denoise(noisy, sigma)
+
+
+def test_the_network_sees_each_field_in_its_own_colours_though_the_file_tells_nothing(moments, tmp_path):
+    """Interlaced 4:2:0 that was encoded anew without a flag still has its chroma field by field."""
+    layout = layout_of("yuv420p")
+    frames = fields(moments, "top")[:2]
+    source = write_video(
+        tmp_path / "in.mkv",
+        size=(256, 192),
+        count=2,
+        frame=lambda form, size, number: frame_of(frames[number], layout, BT709, LIMITED, by_field=True),
+        tags={"colorspace": BT709, "color_range": LIMITED},
+    )
+    engine = Recording(FITVNET_SPATIAL.stages[0])
+    options = LOSSLESS.model_copy(update={"scan": "interlaced"})
+    denoise_video(Denoiser(FITVNET_SPATIAL, [engine], tile_px=512), source, tmp_path / "out.mkv", options, SETTINGS)
+    expected = rgb_of(decoded(source)[0], layout, BT709, LIMITED, by_field=True)
+    for line, seen in enumerate(engine.seen[:2]):
+        np.testing.assert_allclose(seen[0, :, :96, :256].transpose(1, 2, 0) * 255, expected[line::2], atol=1e-3)
+
+
+def test_a_part_counts_its_own_fields_not_its_neighbours():
+    part = Part(index=1, frames=30, lead=2, trail=2, begin=0, end=1, fields="top")
+    sampler = Sampler(mixing(FITVNET_SPATIAL), Options(), None, part, of_fields=True)
+    field = np.random.default_rng(2).normal(0.5, 0.05, (3, 64, 64)).astype(np.float32)
+    for index in range(68):
+        sampler.watch(index, field)
+    told_of = [place for place in range(60) if sampler.finish(place, np.zeros((64, 64, 3), np.uint8))[0] is not None]
+    assert told_of == [0, 24, 33, 48]  # every 24th, and the one whose result is looked at
