@@ -36,6 +36,15 @@ def grpc_on_a_free_port() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where all workers of one run find what any of them has made, see `seeded_networks.graph_of`."""
+    own = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUIETFRAME_TEST_SHARED", str(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_real_time() -> Iterator[None]:
     """A sample of AV1 leaves this process, where it may, with real-time priority, and those started from it as well.

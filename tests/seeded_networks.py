@@ -1,5 +1,7 @@
 """What do tests of networks, graphs and engines run on? Networks with seeded weights, written as shipped ones are."""
 
+import fcntl
+import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -90,11 +92,19 @@ def _own_weights(name: str) -> dict[str, torch.Tensor]:
 
 @cache
 def graph_of(stage_name: str) -> bytes:
-    """Exporting takes seconds: once a test run."""
+    """Exporting takes up to a minute: once a test run, whichever of its workers comes first."""
     spec, stage = next(
         (spec, stage) for spec in DENOISERS.values() for stage in spec.stages if stage.name == stage_name
     )
-    return export_stage(spec, stage, cut_into_stages(spec, network_of(spec.name))[stage_name])
+    path = Path(os.environ["QUIETFRAME_TEST_SHARED"]) / f"{stage_name}.onnx"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            graph = export_stage(spec, stage, cut_into_stages(spec, network_of(spec.name))[stage_name])
+            unfinished = path.with_suffix(".part")  # a run that is stopped here leaves half a graph
+            unfinished.write_bytes(graph)
+            unfinished.replace(path)
+        return path.read_bytes()
 
 
 def write_graphs(folder: Path, names: Iterable[str] = STAGES) -> Path:
