@@ -34,7 +34,7 @@ serve: $(VENV)/light
 
 # Two files at a time: half of the tests wait for processes, the other half computes.
 test: $(VENV)/full
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --durations 25 $(TESTS)
 
 chaos: $(VENV)/full
 	PYTHONPATH=tests $(BIN)/python -m chaos $(CHAOS)

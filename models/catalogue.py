@@ -315,16 +315,41 @@ MWCNN_PAPER = _for_images(
     taught=("camera", "gaussian"),
 )
 
+_UNET_SOURCE = "no paper's; parts of FFDNet, arXiv:1710.04026, and FastDVDnet, arXiv:1907.01361"
+
 UNET_FAST = _for_images(
     "unet.fast",
     "A small U-Net at half size and below, for noise as files have it, where time counts",
-    "no paper's; parts of FFDNet, arXiv:1710.04026, and FastDVDnet, arXiv:1907.01361",
+    _UNET_SOURCE,
     multiple=8,
     halo_px=64,
     parameters=864_492,
     macs_per_pixel=31_424,
     taught=_IN_FILES,
     shipped=True,
+)
+
+UNET_VIDEO = DenoiserSpec(
+    name="unet.video",
+    kind="video",
+    title="Small U-Nets over a frame and over three, for noise as files have it, where time counts",
+    stages=(
+        replace(UNET_FAST.stages[0], name="unet.video-single", planes_out=6),
+        StageSpec(
+            name="unet.video-over",
+            frames=3,
+            planes_in=6,
+            multiple=8,
+            halo_px=48,
+            parameters=948_284,
+            macs_per_pixel=50_800,
+        ),
+    ),
+    aligned=True,
+    trained_sigma=_TRAINED_SIGMA,
+    taught=_IN_FILES,
+    source=f"{_UNET_SOURCE}, and FITVNet; motion: Kroeger et al. 2016, arXiv:1603.03590",
+    weights=("unet.fast", "unet.video"),
 )
 
 _CLASSICAL_SIGMA = (0.0, 100 / 255)  # nothing was trained; beyond it there is hardly a picture left
@@ -436,7 +461,6 @@ DRNN_POISSON = DenoiserSpec(
     taught=("poisson-gaussian",),
     source=_DRNN_SOURCE,
     weights=("drnn.poisson",),
-    shipped=False,
 )
 
 
@@ -496,6 +520,7 @@ DEFORM3D_KNOWN = _kernels(
     parameters=1_120_946,
     macs_per_pixel=156_348,
     sigma=_TRAINED_SIGMA,
+    shipped=True,
 )
 DEFORM3D_PAPER = _kernels(
     "deform3d.paper",
@@ -610,6 +635,7 @@ _ALL = (
     MWCNN,
     MWCNN_PAPER,
     UNET_FAST,
+    UNET_VIDEO,
     NLM,
     BM3D,
     REDNET,

@@ -98,7 +98,7 @@ def sizes_for(spec: DenoiserSpec) -> list[tuple[int, int, int]]:
 
 
 def windows(stage_name: str, batch: int, height: int, width: int) -> np.ndarray:
-    """A picture with noise of level 25, and where the stage takes it, a noise map that says so."""
+    """A picture with noise of level 25; where the stage takes it, a noise map that says so, or the picture cleaner."""
     stage = STAGES[stage_name][1]
     rng = np.random.default_rng([batch, height, width])
     down, across = np.mgrid[0:height, 0:width].astype(np.float32) / 20
@@ -107,6 +107,8 @@ def windows(stage_name: str, batch: int, height: int, width: int) -> np.ndarray:
     planes = planes + np.float32(25 / 255) * rng.standard_normal(planes.shape, np.float32)
     if stage.planes_in == 4:
         planes = np.concatenate([planes, np.full_like(planes[:, :, :1], 25 / 255)], 2)
+    elif stage.planes_in == 6:
+        planes = np.concatenate([clean + (planes - clean) / 2, planes], 2)
     return np.ascontiguousarray(planes.reshape(batch, -1, height, width))
 
 

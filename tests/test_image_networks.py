@@ -11,10 +11,10 @@ from models.networks.dncnn import DnCNN
 from models.networks.dsc import DSC
 from models.networks.mwcnn import MWCNN, Haar, InverseHaar
 from models.networks.rednet import REDNet
-from models.networks.unet import SmallUNet
+from models.networks.unet import SmallUNet, SmallVideoUNet
 from models.training.noise import Gaussian, Mixed, PartialPatch
 from models.training.recipes.dsc import PIXEL_WEIGHT, early_maps, perceptual_error, squared_error
-from models.weights import build_network
+from models.weights import build_network, cut_into_stages
 
 # Zhao 2016, Table 1, for a picture of 64x64: maps and side of what each layer yields.
 TABLE_1 = [(64, 64), (64, 32), (128, 16), (256, 8), (518, 4), (256, 8), (128, 16), (64, 32), (64, 64), (3, 64)]
@@ -100,19 +100,43 @@ def test_red_net_is_five_convolutions_and_five_transposed_ones_with_every_second
         torch.testing.assert_close(network(noisy, NO_SIGMA), expected, atol=1e-5, rtol=0)
 
 
-def test_the_fast_network_never_works_at_full_size():
-    met = layers_met(build_network(DESCRIBED["unet.fast"]), torch.rand(1, 3, 64, 96))
+@pytest.mark.parametrize(
+    ("network", "planes", "widest"),
+    [(SmallUNet(), 3, 32), (SmallVideoUNet().over, 18, 48)],
+    ids=["one", "three frames"],
+)
+def test_the_fast_networks_never_work_at_full_size(network, planes, widest):
+    met = layers_met(network, torch.rand(1, planes, 64, 96))
     half, quarter, eighth = (32, 48), (16, 24), (8, 12)
     assert [(maps.shape[1], tuple(maps.shape[2:])) for maps in met] == [
-        *[(32, half)] * 3,
+        *[(widest, half)] * 3,
         *[(64, quarter)] * 3,
         *[(128, eighth)] * 5,
         (256, eighth),
         *[(64, quarter)] * 2,
-        (128, quarter),
-        *[(32, half)] * 2,
+        (4 * widest, quarter),
+        *[(widest, half)] * 2,
         (12, half),
     ]
+
+
+def test_over_three_frames_the_middle_one_is_corrected_and_all_are_seen_as_they_were_too():
+    network = network_of("unet.video")
+    single, over = cut_into_stages(DESCRIBED["unet.video"], network).values()
+    frames = torch.rand(1, 9, 32, 48)
+    with torch.no_grad():
+        each = [single(frame, NO_SIGMA) for frame in frames.split(3, 1)]
+        for frame, both in zip(frames.split(3, 1), each, strict=True):
+            assert torch.equal(both[:, 3:], frame)
+            assert torch.equal(both[:, :3], network_of("unet.fast")(frame, NO_SIGMA))
+        window = torch.cat(each, 1)
+        restored = over(window, NO_SIGMA)
+        assert torch.equal(network(frames, NO_SIGMA), restored)
+        assert (restored - each[1][:, :3]).square().mean() < (restored - frames[:, 3:6]).square().mean()
+        for plane in range(18):
+            changed = window.clone()
+            changed[:, plane] += 0.1
+            assert not torch.equal(over(changed, NO_SIGMA), restored)
 
 
 def test_the_gated_networks_layers_are_those_of_table_1():

@@ -235,6 +235,24 @@ def test_kpn_of_frames_and_of_larger_kernels_begins_as_that_of_one(side, frames)
         many.begin_as(KPN(side=11).state_dict())
 
 
+@pytest.mark.parametrize("name", ["deform2d", "deform3d"])
+def test_a_network_that_is_told_the_level_begins_as_the_blind_one_and_can_learn_to_listen(name):
+    blind, told = network_of(name), build_network(DESCRIBED[f"{name}.known"])
+    told.begin_as(blind.state_dict())
+    noisy, sigma = torch.rand(1, 3 * DESCRIBED[name].frames, 32, 48), torch.full((1,), 0.2)
+    with torch.no_grad():
+        torch.testing.assert_close(told(noisy, sigma), blind(noisy, sigma), atol=3e-6, rtol=0)
+        assert torch.equal(told(noisy, sigma), told(noisy, 2 * sigma))
+    told(noisy, sigma).square().mean().backward()
+    assert told.weights[0].weight.grad[:, :-32][:, -3:].any()  # what is told comes before the 32 maps of the U-Net
+    with pytest.raises(ValueError, match=r"the weights of the blind network have no features"):
+        told.begin_as({})
+    with pytest.raises(
+        ValueError, match=r"features.down.0.0.0.weight is \(16, \d+, 3, 3\) with what is told; .* was wanted"
+    ):
+        told.begin_as(network_of({"deform2d": "deform3d", "deform3d": "deform2d"}[name]).state_dict())
+
+
 @pytest.mark.parametrize("name", ["deform2d", "deform3d", "kpn"])
 def test_a_kernel_learns_one_patch_by_heart(name):
     torch.manual_seed(7)

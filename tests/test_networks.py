@@ -193,9 +193,10 @@ def test_a_window_restored_at_once_is_the_window_restored_by_stages():
             torch.testing.assert_close(streamed[:, t], network(window, NO_SIGMA), atol=1e-5, rtol=0)
 
 
-def test_an_aligned_network_is_taught_on_what_a_stream_makes_of_its_windows():
+@pytest.mark.parametrize(("name", "reach"), [("fitvnet", 2), ("unet.video", 1)])
+def test_an_aligned_network_is_taught_on_what_a_stream_makes_of_its_windows(name, reach):
     """Neighbours are laid over each other twice: in torch, where gradients pass, and by OpenCV."""
-    network, spec = network_of("fitvnet"), CATALOGUE["fitvnet"]
+    network, spec = network_of(name), DENOISERS[name]
     modules = dict(zip(spec.stages, network.stages(), strict=True))
     torch.manual_seed(5)
     wide = functional.interpolate(torch.rand(1, 3, 15, 25), scale_factor=8, mode="bicubic").clamp(0, 1)
@@ -207,7 +208,7 @@ def test_an_aligned_network_is_taught_on_what_a_stream_makes_of_its_windows():
 
     with torch.no_grad():
         taught = restore_aligned_clip(network, clip, NO_SIGMA)[0]
-        streamed = list(restore_stream(spec.stages, run, list(clip[0].numpy()), align=align))[2:-2]
+        streamed = list(restore_stream(spec.stages, run, list(clip[0].numpy()), align=align))[reach:-reach]
         unaligned = restore_clip(network, clip, NO_SIGMA)[0]
     # OpenCV reads at steps of 1/32 pixel.
     torch.testing.assert_close(taught, torch.from_numpy(np.stack(streamed)), atol=5e-3, rtol=0)

@@ -15,14 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from models.catalogue import CATALOGUE, DESCRIBED
 from models.networks.fitvnet import FITVNet, SpatialModule
-from models.networks.kpn import KPN
 from models.training.material import Material, read_material
 from models.training.noise import Gaussian
 from models.training.recipe import Phase, half_squared_error, l2_norm
 from models.training.recipes import RECIPES
 from models.training.recipes.fitvnet import joint_error
 from models.training.trainer import CleanSource, Run, train
-from models.weights import load_network
+from models.weights import build_wired, load_network
 
 SMALL = {
     name: replace(recipe, phases=(Phase(0.0, max(32, DESCRIBED[recipe.network].multiple), 2),), warmup_steps=1)
@@ -69,7 +68,8 @@ def weights_dir(tmp_path) -> Path:
     torch.manual_seed(5)
     for name in ("fitvnet-spatial", "fitvnet-spatial.camera"):
         save_file(SpatialModule().state_dict(), tmp_path / f"{name}.safetensors")
-    save_file(KPN().state_dict(), tmp_path / "kpn.safetensors")
+    for name in ("kpn", "unet.fast", "deform2d", "deform3d"):
+        save_file(build_wired(name).state_dict(), tmp_path / f"{name}.safetensors")
     return tmp_path
 
 

@@ -69,6 +69,7 @@ WIRINGS: dict[str, Wiring] = {
     ),
     "pridnet.paper": Wiring("models.networks.pridnet", "PRIDNet"),
     "unet.fast": Wiring("models.networks.unet", "SmallUNet"),
+    "unet.video": Wiring("models.networks.unet", "SmallVideoUNet", parts={"unet.fast": "single"}),
     "rednet": Wiring("models.networks.rednet", "REDNet"),
     "deform3d": _deform((3, 3, 3), frames=5),
     "deform3d.known": _deform((3, 3, 3), frames=5, told=True),

@@ -27,6 +27,8 @@ Where the paper leaves a choice, this file makes it:
 * The samples of a 3D kernel are grouped by where they start in time: s = 3.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -126,6 +128,29 @@ class DeformableKernels(nn.Module):
             groups = from_opponent(self._filtered(to_opponent(clip), level, fixed))
         restored, groups = groups.sum(1), self._groups * groups
         return (to_srgb(restored), to_srgb(groups)) if self._linear else (restored, groups)
+
+    def begin_as(self, blind: Mapping[str, Tensor]) -> None:
+        """Become the network that is not told the noise level, with these weights: what it is told counts nothing yet.
+
+        Args:
+            blind: of a network with the same frames, grid and maps.
+
+        Raises:
+            ValueError: they are of another network.
+        """
+        planes = 1 if self._plane_by_plane else 3
+        told_of = {"features.down.0.0.0.weight": planes * self._frames}
+        told_of["weights.0.weight"] = planes * self.points.shape[1] + planes * self._frames
+        for name, value in self.state_dict().items():
+            if name not in blind:
+                raise ValueError(f"the weights of the blind network have no {name}")
+            given = blind[name].to(value)
+            if self._told and name in told_of:
+                before, after = given.tensor_split([told_of[name]], 1)
+                given = torch.cat([before, torch.zeros_like(value[:, :planes]), after], 1)
+            if given.shape != value.shape:
+                raise ValueError(f"{name} is {tuple(given.shape)} with what is told; {tuple(value.shape)} was wanted")
+            value.copy_(given)
 
     def stages(self) -> tuple[nn.Module, ...]:
         """The catalogue's one stage: all of it. Neighbouring windows share nothing but frames."""

@@ -1,10 +1,13 @@
-"""How the fast denoiser is wired: a small U-Net that never works at full size.
+"""How the fast denoisers are wired: small U-Nets that never work at full size.
 
-No paper has just this network; its parts are known. The picture goes in with each 2x2 square as twelve planes, as in
-FFDNet (Zhang, Zuo, Zhang 2018, arXiv:1710.04026, section III), from which a U-Net goes down twice more, by
+No paper has just these networks; their parts are known. The picture goes in with each 2x2 square as twelve planes, as
+in FFDNet (Zhang, Zuo, Zhang 2018, arXiv:1710.04026, section III), from which a U-Net goes down twice more, by
 convolutions of stride two as in FastDVDnet (Tassano, Delon, Veit 2020, arXiv:1907.01361), and up by shuffled
 pixels. Pairs of convolutions are added to what they read, as in residual networks (He et al. 2016, arXiv:1512.03385).
 Maps that come up are added to those that went down. Nothing is normalised, and no ReLU follows a sum.
+
+For video a second one reads three frames, as FITVNet's blocks do (Wang, Zhou, Cheng 2020): what the first made of each,
+and, that nothing it smoothed away be lost, each as it was.
 """
 
 from collections.abc import Sequence
@@ -19,18 +22,28 @@ PAIR_SHARE = 0.3  # with which a pair of convolutions begins
 
 
 class SmallUNet(nn.Module):
-    """One frame in, the same frame with less noise out. Height and width are multiples of 8."""
+    """One frame or several in, the middle one with less noise out. Height and width are multiples of 8."""
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 64, 128), pairs: Sequence[int] = (1, 1, 2, 1, 1)) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, int, int] = (32, 64, 128),
+        pairs: Sequence[int] = (1, 1, 2, 1, 1),
+        *,
+        frames: int = 1,
+        planes: int = 3,
+    ) -> None:
         """Build the network.
 
         Args:
             widths: maps at half, quarter and eighth size.
             pairs: of convolutions at half, quarter, eighth, quarter and half size again.
+            frames: of the window; the first convolution reads all of them.
+            planes: of each frame; the first three are what is corrected.
         """
         super().__init__()
+        self._middle = frames // 2 * planes
         half, quarter, eighth = widths
-        self.first = conv(12, half)
+        self.first = conv(4 * frames * planes, half)
         self.half_down = _pairs(half, pairs[0])
         self.to_quarter = nn.Conv2d(half, quarter, 2, stride=2)
         self.quarter_down = _pairs(quarter, pairs[1])
@@ -49,17 +62,53 @@ class SmallUNet(nn.Module):
                     bias_of(layer.second).zero_()
 
     def forward(self, noisy: Tensor, _sigma: Tensor) -> Tensor:
-        """[N, 3, H, W] RGB in [0, 1] to [N, 3, H, W], not clamped."""
+        """[N, frames * planes, H, W], RGB in [0, 1] first of each, to [N, 3, H, W], not clamped."""
         half = self.half_down(self.first(F.pixel_unshuffle(noisy, 2)))
         quarter = self.quarter_down(self.to_quarter(half))
         deepest = self.deepest(self.to_eighth(quarter))
         quarter = self.quarter_up(F.pixel_shuffle(self.from_eighth(deepest), 2) + quarter)
         half = self.half_up(F.pixel_shuffle(self.from_quarter(quarter), 2) + half)
-        return noisy + F.pixel_shuffle(self.last(half), 2)
+        return noisy[:, self._middle : self._middle + 3] + F.pixel_shuffle(self.last(half), 2)
 
     def stages(self) -> tuple[nn.Module, ...]:
         """The catalogue's one stage."""
         return (self,)
+
+
+class FrameAndOrigin(nn.Module):
+    """A frame restored by itself, and beside it the frame as it was: the first stage of `SmallVideoUNet`."""
+
+    def __init__(self, single: SmallUNet) -> None:
+        super().__init__()
+        self.single = single
+
+    def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """[N, 3, H, W] to [N, 6, H, W]."""
+        return torch.cat([self.single(noisy, sigma), noisy], 1)
+
+
+class SmallVideoUNet(nn.Module):
+    """Each frame by itself, then the middle one of three by all of them. Height and width are multiples of 8."""
+
+    def __init__(self, widths: tuple[int, int, int] = (48, 64, 128)) -> None:
+        """Build the network.
+
+        Args:
+            widths: of the second U-Net; the first is as images have it.
+        """
+        super().__init__()
+        self.single = SmallUNet()
+        self.over = SmallUNet(widths, frames=3, planes=6)
+
+    def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """[N, 9, H, W], three RGB frames in [0, 1], oldest first, where they are, to [N, 3, H, W], not clamped."""
+        first = self.stages()[0]
+        restored: Tensor = self.over(torch.cat([first(frame, sigma) for frame in noisy.chunk(3, 1)], 1), sigma)
+        return restored
+
+    def stages(self) -> tuple[nn.Module, ...]:
+        """The catalogue's two stages."""
+        return FrameAndOrigin(self.single), self.over
 
 
 class Pair(nn.Module):

@@ -123,14 +123,34 @@ DEFORM2D_PAPER = replace(
 )
 DEFORM2D_FIXED = replace(DEFORM2D, name="deform2d-fixed", objective=annealed(l1_norm, eta=0.0, fixed=True))
 
+# Not the paper's: beside the finished weights of the network that is not told the level, whose kernels need not be
+# found twice. To anneal would be to unlearn them.
+DEFORM3D_KNOWN_GROWN = replace(
+    DEFORM3D_KNOWN,
+    name="deform3d.known-grown",
+    objective=annealed(l1_norm, eta=0.0),
+    learning_rate=5e-4,
+    grows_from="deform3d",
+    source="Deformable kernels, equation (9), from the weights that are not told the level",
+)
+DEFORM2D_KNOWN_GROWN = replace(
+    DEFORM2D_KNOWN,
+    name="deform2d.known-grown",
+    learning_rate=5e-4,
+    grows_from="deform2d",
+    source=DEFORM3D_KNOWN_GROWN.source,
+)
+
 RECIPES = (
     DEFORM3D,
     DEFORM3D_KNOWN,
+    DEFORM3D_KNOWN_GROWN,
     DEFORM3D_PAPER,
     DEFORM3D_UNANNEALED,
     DEFORM3D_FIXED,
     DEFORM2D,
     DEFORM2D_KNOWN,
+    DEFORM2D_KNOWN_GROWN,
     DEFORM2D_PAPER,
     DEFORM2D_FIXED,
 )

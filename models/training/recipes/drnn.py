@@ -32,8 +32,9 @@ DRNN = Recipe(
     source="Deep RNNs for video denoising",
 )
 
-_LOW_LIGHT = PoissonGaussian(photons=(20.0, 1000.0), sigma=(0.0, 25 / 255))
+_LOW_LIGHT = PoissonGaussian(photons=(12.0, 400.0), sigma=(0.0, 25 / 255))
 
+# To be started from the finished weights of `drnn`: hence the low rate.
 DRNN_POISSON = replace(
     DRNN,
     name="drnn.poisson",
@@ -43,6 +44,7 @@ DRNN_POISSON = replace(
         f"{photons:g} photons": PoissonGaussian((photons, photons), (10 / 255, 10 / 255))
         for photons in (30.0, 100.0, 500.0)
     },
+    learning_rate=3e-4,
 )
 
 RECIPES = (DRNN, DRNN_POISSON)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.networks.fitvnet import FITVNet
 from models.networks.sampling import warped
+from models.networks.unet import SmallVideoUNet
 from models.training.noise import Camera, Compressed, Either, Gaussian, Mixed, Noise, Subsampled, per_example
 from models.training.recipe import (
     BLIND_GAUSSIAN,
@@ -41,7 +42,7 @@ VIMEO_MIXED = Mixed(Gaussian((25.5 / 255, 25.5 / 255)), (0.1, 0.1))  # section 4
 
 
 def restore_clip(network: nn.Module, noisy: Tensor, sigma: Tensor) -> Tensor:
-    """Run the cascade over T frames, every stage once a frame; yields the middle T - 4."""
+    """Run the cascade over T frames, every stage once a frame; two blocks yield the middle T - 4, one T - 2."""
     return _cascade(network, noisy, sigma)[1]
 
 
@@ -105,20 +106,20 @@ def _noisy_again(clean: Tensor, sigma: Tensor) -> Tensor:
 def _cascade(
     network: nn.Module, noisy: Tensor, sigma: Tensor, *, apart: bool = False, aligned: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """[N, T, 3, H, W] noisy to what the spatial module makes of T frames, and the blocks of the middle T - 4.
+    """[N, T, 3, H, W] noisy to what the spatial module makes of T frames, and two blocks of the middle T - 4.
 
     Where they are taught apart, what the blocks are told does not reach the spatial module. Where they are to be
-    aligned, a frame's neighbours are laid over it before a block reads them; both blocks go by the same motion.
+    aligned, a frame's neighbours are laid over it before a block reads them; all blocks go by the same motion.
     """
-    assert isinstance(network, FITVNet)
-    spatial, first, second = network.stages()
+    assert isinstance(network, FITVNet | SmallVideoUNet)
+    spatial, *blocks = network.stages()
     count, length = noisy.shape[:2]
     frames: Tensor = spatial(noisy.flatten(0, 1), sigma).unflatten(0, (count, length))
     spatial_only = frames[:, :, :3]
     if apart:
         frames = frames.detach()
     motion = _motion(spatial_only) if aligned else None
-    for stage in (first, second):
+    for stage in blocks:
         middles = range(1, frames.shape[1] - 1)
         if motion is None:
             triplets = torch.stack([frames[:, t - 1 : t + 2].flatten(1, 2) for t in middles], 1)
