@@ -82,7 +82,7 @@ def cut_into_stages(spec: DenoiserSpec, network: "nn.Module") -> "dict[str, nn.M
 
 
 def _read(path: Path) -> "dict[str, Tensor]":
-    """In float32 or, where training multiplied by them in that, bfloat16."""
+    """In float32; in bfloat16 where training multiplied by them in that; in float16 where no figure changed by it."""
     try:
         from safetensors.torch import load_file
     except ModuleNotFoundError as err:

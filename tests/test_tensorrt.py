@@ -648,6 +648,20 @@ def test_a_stage_that_reads_a_window_and_is_blind_runs_from_its_own_inputs(opene
     assert not engine.takes_pixels
 
 
+def test_a_stage_that_gives_more_than_a_picture_is_not_given_pixels(opened, made):
+    stage = replace(STAGE, planes_out=6)
+    spec = replace(DNCNN, stages=(stage,))
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        twice (float[batch, 3, height, width] noisy) => (float[batch, 6, height, width] restored)
+        { restored = Concat <axis = 1> (noisy, noisy) }"""
+    ).SerializeToString()
+    engine = opened(made(model, spec=spec, stage=stage), spec=spec, stage=stage)
+    noisy = np.random.default_rng(1).random((2, 3, 32, 48), np.float32)
+    assert np.array_equal(engine.denoise(noisy, LEVELS[:2]), np.concatenate([noisy, noisy], 1))
+    assert not engine.takes_pixels
+
+
 @pytest.mark.parametrize("sides", [(8, 8), (1, 40), (15, 2), (1, 1)])
 def test_a_picture_smaller_than_any_plan_is_mirrored_until_it_is_not(opened, sides):
     engine = opened()

@@ -99,7 +99,8 @@ class TensorRtEngine:
     @property
     def takes_pixels(self) -> bool:
         """Whether `denoise_pixels` can be used: it reads one RGB frame and gives one."""
-        return self._stage.frames == 1 and self._stage.planes_in == 3
+        stage = self._stage
+        return stage.frames == 1 and stage.planes_in == stage.planes_out == 3
 
     def denoise(self, noisy: Array, sigma: Array) -> Array:
         """See `Engine.denoise`.
