@@ -108,7 +108,7 @@ def windows(stage_name: str, batch: int, height: int, width: int) -> np.ndarray:
     if stage.planes_in == 4:
         planes = np.concatenate([planes, np.full_like(planes[:, :, :1], 25 / 255)], 2)
     elif stage.planes_in == 6:
-        planes = np.concatenate([clean + (planes - clean) / 2, planes], 2)
+        planes = np.concatenate([(clean + (planes - clean) / 2).astype(np.float32), planes], 2)
     return np.ascontiguousarray(planes.reshape(batch, -1, height, width))
 
 

@@ -68,7 +68,8 @@ class SmallUNet(nn.Module):
         deepest = self.deepest(self.to_eighth(quarter))
         quarter = self.quarter_up(F.pixel_shuffle(self.from_eighth(deepest), 2) + quarter)
         half = self.half_up(F.pixel_shuffle(self.from_quarter(quarter), 2) + half)
-        return noisy[:, self._middle : self._middle + 3] + F.pixel_shuffle(self.last(half), 2)
+        frame = noisy if noisy.shape[1] == 3 else noisy[:, self._middle : self._middle + 3]
+        return frame + F.pixel_shuffle(self.last(half), 2)
 
     def stages(self) -> tuple[nn.Module, ...]:
         """The catalogue's one stage."""
