@@ -156,7 +156,7 @@ ENV PATH=/opt/quietframe/bin:$PATH \
     QUIETFRAME_WORKER_METRICS_PORT=8010 \
     QUIETFRAME_WORKERS=0 \
     NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 LABEL org.opencontainers.image.title="Quietframe worker, NVIDIA GPU" org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 WORKDIR /data

@@ -210,6 +210,10 @@ class Settings(BaseSettings):
     gpu_workspace_bytes: int = Field(
         2 * 1024**3, ge=16 * 1024**2, description="GPU memory that a kernel of a TensorRT engine may use for itself."
     )
+    video_encoder: Literal["software", "nvidia"] = Field(
+        "software",
+        description="What encodes H.264, HEVC and AV1 of 8 bits in 4:2:0; `nvidia`: the GPU, where it takes the video.",
+    )
     threads: int = Field(0, ge=0, description="CPU threads of a worker's engine; 0 takes all cores.")
     part_frames: int | None = Field(
         None,

@@ -50,14 +50,16 @@ def clip(tmp_path_factory) -> Path:
     return path
 
 
-def in_parts(denoiser: Denoiser, source: Path, folder: Path, options: Options) -> tuple[Path, list[Part]]:
+def in_parts(
+    denoiser: Denoiser, source: Path, folder: Path, options: Options, *, parts_by: Settings = SETTINGS
+) -> tuple[Path, list[Part]]:
     with VideoReader(source, SETTINGS) as reader:
         facts = reader.facts
     parts = plan_parts(denoiser, source, facts, SETTINGS)
     outcomes, files, tables = [], [], []
     for part in parts:
         files.append(folder / f"part-{part.index}")
-        made = denoise_part(denoiser, source, files[-1], part, options, SETTINGS)
+        made = denoise_part(denoiser, source, files[-1], part, options, parts_by)
         outcomes.append(
             PartOutcome(
                 blob="0" * 64,

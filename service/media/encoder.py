@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder otherwise writes a banner to standard error for every file
 
@@ -16,6 +17,7 @@ from av.container import OutputContainer
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.format import VideoFormat
+from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
@@ -25,8 +27,10 @@ from service.media.formats import CODECS
 from service.media.hdr import encoder_options
 from service.media.head import TOP_FIRST, VideoHead, depth_of
 from service.media.planes import Codes, Pixels, layout_of
-from service.media.tracks import foreign_tags
+from service.media.tracks import Sink, foreign_tags
 from service.processes import processor
+
+log = logging.getLogger(__name__)
 
 MUXERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm"}
 MILLISECOND_MUXERS = ("mkv", "webm")
@@ -54,6 +58,7 @@ class _Spec:
     name: str
     options: dict[str, str]
     whole_chroma: bool = False  # its sizes must be multiples of the chroma subsampling
+    quality: str = "crf"  # the option that takes it, on the codec's own scale
 
 
 # The denoiser needs the machine more than the encoder does, so presets are fast throughout. Measured on 960x540 camera
@@ -69,19 +74,39 @@ _SPECS = {
     "ffv1": _Spec("ffv1", {"level": "3", "slicecrc": "1"}),
 }
 
+# NVIDIA's encoders, by FFmpeg's documentation of them; never run. They take a quality (cq; 0 is automatic) where the
+# rate may vary and none is wished for.
+_NVENC = {"preset": "p4", "rc": "vbr", "b": "0"}
+_NVIDIA = {codec: _Spec(f"{codec}_nvenc", _NVENC, whole_chroma=True, quality="cq") for codec in ("h264", "hevc", "av1")}
+
+ON_GPU = frozenset(spec.name for spec in _NVIDIA.values())
+
+VideoEncoder = Literal["software", "nvidia"]
+
 
 class Encoder:
     """The picture track of a file that is being written, and the encoder that fills it."""
 
-    def __init__(self, out: OutputContainer, like: VideoHead, *, container: str, codec: str, crf: int | None) -> None:
+    def __init__(
+        self,
+        out: OutputContainer,
+        like: VideoHead,
+        *,
+        container: str,
+        codec: str,
+        crf: int | None,
+        by: VideoEncoder = "software",
+    ) -> None:
         """Add the track to a file. `open` comes after all other tracks are added.
 
         Args:
             like: Gives size, colour, rotation, shape of pixels and tags.
             container: The key into `VIDEOS` of the file that the packets end in.
             codec: One that the container holds, for frames of this size.
+            by: `nvidia` where `suits_nvidia` says so.
         """
-        spec = _SPECS[codec]
+        spec = (_SPECS if by == "software" else _NVIDIA)[codec]
+        self.name = spec.name  # as the library calls it
         self.codec = codec
         self.lost: list[str] = []
         self._out = out
@@ -95,14 +120,14 @@ class Encoder:
         quality = CODECS[codec].crf if crf is None else crf
         if quality is not None:
             # x264 takes a crf of 0 for lossless with 8 bits only.
-            options["qp" if codec == "h264" and not quality else "crf"] = str(quality)
+            options["qp" if codec == "h264" and not quality else spec.quality] = str(quality)
         rate = min(like.rate or Fraction(25), Fraction(_MAX_RATE))
         self.pixel_format = nearest_pixel_format(spec.name, like, whole_chroma=spec.whole_chroma)
         self._tell_light(like, options)
         field_order = self._field_order(like)
         if field_order is not None and codec == "h264":
             _add(options, "x264-params", "tff=1" if field_order == TOP_FIRST else "bff=1")
-        if codec == "h264" and _HAS_AVX512:
+        if spec.name == "libx264" and _HAS_AVX512:
             _add(options, "x264-params", "asm=AVX2")
         stream = out.add_stream(spec.name, rate=rate, options=options)
         assert isinstance(stream, VideoStream)
@@ -148,18 +173,26 @@ class Encoder:
         """By how many frames packets may come out of order, as far as the encoder says; known from `open` on."""
         return self.stream.codec_context.reorder_depth
 
-    def open(self) -> None:
+    def open(self, extradata: bytes | None = None) -> None:
         """Open the encoder and write the file's header.
+
+        Args:
+            extradata: Parameter sets of the encoder that will make the packets, where that is another than this one.
 
         Raises:
             BadInput: The encoder or the container does not take such a picture.
         """
         try:
             with _no_real_time():
+                if extradata is not None:
+                    self.stream.codec_context.open()
+                    self.stream.codec_context.extradata = extradata or None
                 self._out.start_encoding()
         except (av.FFmpegError, ValueError) as err:
             height, width, _ = self._shape
             what = f"{self.codec} in {self._container} cannot hold frames of {width}x{height}"
+            if self.name in ON_GPU:
+                what = f"{self.name} cannot be opened for frames of {width}x{height}"
             raise (failure(what, err) if isinstance(err, av.FFmpegError) else BadInput(what)) from None
 
     def encode(
@@ -183,19 +216,21 @@ class Encoder:
         self._tags.put_on(picture)
         picture.pts, picture.time_base = self._moment(pts, duration), time_base
         picture.duration = duration
-        try:
-            return list(self.stream.encode(picture))
-        except av.FFmpegError as err:
-            raise failure(f"{self.codec} cannot encode a frame", err) from None
+        return self._encoded(picture, f"{self.codec} cannot encode a frame")
 
     def finish(self) -> "list[Packet[Any]]":
         """The packets that are left."""
         if not self.wrote:
             raise BadInput("no frame was written")
+        return self._encoded(None, f"{self.codec} cannot encode the last frames")
+
+    def _encoded(self, picture: VideoFrame | None, failing: str) -> "list[Packet[Any]]":
         try:
-            return list(self.stream.encode(None))
+            return list(self.stream.encode(picture))
         except av.FFmpegError as err:
-            raise failure(f"{self.codec} cannot encode the last frames", err) from None
+            if self.name in ON_GPU:  # it took the first frames: the device's fault, and not the input's
+                raise OSError(err.errno, f"{failing}: {err.strerror}") from None
+            raise failure(failing, err) from None
 
     def _tell_light(self, like: VideoHead, options: dict[str, str]) -> None:
         """Have the encoder say what displays are told of HDR."""
@@ -232,6 +267,59 @@ class Encoder:
                 self.lost.append("timestamps that do not increase")
         self._last_pts = pts
         return pts
+
+
+def suits_nvidia(codec: str, like: VideoHead, crf: int | None) -> bool:
+    """Whether an NVIDIA GPU's encoder may be asked: 8 bits in 4:2:0, whole frames, some loss, no word of HDR.
+
+    What else some of its generations take is left to the encoders that were tried.
+    """
+    if codec not in _NVIDIA or crf == 0 or like.is_interlaced or like.mastering or like.light:
+        return False
+    return nearest_pixel_format(_SPECS[codec].name, like, whole_chroma=True) == "yuv420p"
+
+
+def open_encoder(
+    like: VideoHead,
+    *,
+    container: str,
+    codec: str,
+    crf: int | None,
+    by: VideoEncoder = "software",
+    extradata: bytes | None = None,
+) -> tuple[OutputContainer, Encoder]:
+    """An open encoder whose packets go into a file that something else writes.
+
+    Args:
+        by: What to ask first. Where that cannot be opened, or does not suit, it is the one in software.
+        extradata: Parameter sets of packets that were made before; nothing is to be encoded then.
+
+    Returns:
+        A file that keeps nothing, which is to be closed, and the encoder. The file's kind decides how it is opened.
+
+    Raises:
+        BadInput: The encoder or the container does not take such a picture.
+    """
+    if by == "nvidia" and extradata is None and suits_nvidia(codec, like, crf):
+        try:
+            return _opened(like, container, codec, crf, by)
+        except (BadInput, OSError) as err:  # no such GPU, too many videos at a time, a size that it does not take
+            log.warning("%s is encoded without the GPU: %s", codec, err)
+    return _opened(like, container, codec, crf, "software", extradata)
+
+
+def _opened(
+    like: VideoHead, container: str, codec: str, crf: int | None, by: VideoEncoder, extradata: bytes | None = None
+) -> tuple[OutputContainer, Encoder]:
+    out = av.open(Sink(), "w", format=MUXERS[container])
+    try:
+        encoder = Encoder(out, like, container=container, codec=codec, crf=crf, by=by)
+        encoder.open(extradata)
+    except BaseException:
+        with contextlib.suppress(av.FFmpegError, ValueError):
+            out.close()
+        raise
+    return out, encoder
 
 
 def _lost_of(source: VideoFormat, made: VideoFormat) -> list[str]:

@@ -37,6 +37,7 @@ class OutFile(Finishing):
         format: str,  # noqa: A002 - the name it has in the public contract
         codec: str | None,
         crf: int | None,
+        extradata: bytes | None = None,
     ) -> None:
         """Open the file and the encoder, and write the header.
 
@@ -44,6 +45,7 @@ class OutFile(Finishing):
             path: Where the finished file goes, whatever its suffix; one that is held open is written as it stands.
             source: Of the other tracks.
             like: The same file, opened.
+            extradata: Parameter sets of the encoder that makes the packets, where that is not this file's own.
 
         Raises:
             BadInput: Container and codec do not go together, or the codec cannot hold frames of this size.
@@ -66,7 +68,7 @@ class OutFile(Finishing):
                 # Audio may begin before the picture, to warm up its decoder; Matroska then moves all by as much.
                 late_ms = round(-self._tracks.begin_s * 1000)
                 self._lost_times.append(f"zero of time (all is {late_ms} ms later)")
-            self.encoder.open()
+            self.encoder.open(extradata)
         except BaseException:
             self.abort()
             raise

@@ -23,10 +23,9 @@ import av
 from av.packet import Packet
 
 from service.errors import BadInput, Indivisible
-from service.media.encoder import MUXERS, Encoder
+from service.media.encoder import Encoder, VideoEncoder, open_encoder
 from service.media.finishing import Finishing
 from service.media.formats import video_output
-from service.media.tracks import Sink
 from service.media.video import Frame, Original
 
 _MAGIC = b"quietframe segment 1\n"
@@ -77,6 +76,7 @@ class SegmentWriter(Finishing):
         format: str,  # noqa: A002 - the name it has in the public contract
         codec: str | None = None,
         crf: int | None = None,
+        by: VideoEncoder = "software",
     ) -> None:
         """Open the encoder.
 
@@ -84,6 +84,7 @@ class SegmentWriter(Finishing):
             path: Where the finished segment goes.
             like: The noisy video, whole or in part: gives size, colour and times.
             format: Of the final file, as for `VideoWriter`; codec and crf likewise.
+            by: As for `open_encoder`.
 
         Raises:
             BadInput: Container and codec do not go together, or the codec cannot hold frames of this size.
@@ -93,12 +94,10 @@ class SegmentWriter(Finishing):
         self._part = path.with_name(path.name + ".part")
         self._count = 0
         self._done = False
-        # The final container, but with nowhere to go: it decides how the encoder is opened, and refuses what it must.
-        self._out = av.open(Sink(), "w", format=MUXERS[container])
         self._file: BinaryIO | None = None
+        self._out, self._encoder = open_encoder(like.head, container=container, codec=named, crf=crf, by=by)
         try:
-            self._encoder = Encoder(self._out, like.head, container=container, codec=named, crf=crf)
-            self._encoder.open()
+            self.encoder_name = self._encoder.name
             self._time_base = like.time_base
             self._file = self._part.open("wb")
             head = json.dumps(asdict(_head_of(self._encoder, self._time_base)))
@@ -183,9 +182,15 @@ def join(
 
     Raises:
         BadInput: The final file cannot be written from this input.
-        Indivisible: The segments do not fit each other or this machine's encoder, or one is damaged.
+        Indivisible: The segments do not fit each other or the final file, or one is damaged.
     """
-    file = like.out_file(target, format=format, codec=codec, crf=crf)
+    if not segments:
+        raise BadInput("no frame was written")
+    first = _read_head(segments[0])
+    if first.codec != video_output(like.facts, format, codec, crf)[1]:
+        raise Indivisible("segment 0 was encoded with another codec")
+    extradata = bytes.fromhex(first.extradata)
+    file = like.out_file(target, format=format, codec=codec, crf=crf, extradata=extradata)
     try:
         delay = _check(segments, _head_of(file.encoder, like.time_base), file.encoder.reorder_frames)
         times = _decode_times(segments, delay)
@@ -273,7 +278,9 @@ def _head_in(file: BinaryIO) -> _Head:
     try:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError("no segment")
-        return _Head(**json.loads(file.readline(_MAX_HEAD_BYTES)))
+        head = _Head(**json.loads(file.readline(_MAX_HEAD_BYTES)))
+        bytes.fromhex(head.extradata)
+        return head
     except (ValueError, TypeError):
         raise Indivisible("a segment is damaged") from None
 

@@ -66,8 +66,13 @@ class Original(Protocol):
         format: str,  # noqa: A002 - the name it has in the public contract
         codec: str | None,
         crf: int | None,
+        extradata: bytes | None = None,
     ) -> PictureFile:
-        """A file that gets all that this one has beside its picture."""
+        """A file that gets all that this one has beside its picture.
+
+        Args:
+            extradata: Parameter sets of packets that come from elsewhere; else the file's own encoder makes them.
+        """
 
 
 class VideoReader:
@@ -120,8 +125,9 @@ class VideoReader:
         format: str,  # noqa: A002 - the name it has in the public contract
         codec: str | None,
         crf: int | None,
+        extradata: bytes | None = None,
     ) -> OutFile:
-        return OutFile(path, self.path, self.opened, format=format, codec=codec, crf=crf)
+        return OutFile(path, self.path, self.opened, format=format, codec=codec, crf=crf, extradata=extradata)
 
     def __enter__(self) -> Self:
         return self
@@ -245,6 +251,7 @@ class VideoWriter(Finishing):
         self._file = like.out_file(path, format=format, codec=codec, crf=crf)
         self._done = False
         self.codec = self._file.encoder.codec
+        self.encoder_name = self._file.encoder.name
         self.content_type = self._file.content_type
         self.suffix = self._file.suffix
 

@@ -17,6 +17,7 @@ from models.quality import psnr_db, ssim
 from service.errors import BadInput, Indivisible
 from service.frames import FrameFigures, FrameTable, joined
 from service.job import FieldOrder, InputFacts, Metrics, Options, Part, PartOutcome, Sampled, StageSeconds
+from service.media.encoder import ON_GPU
 from service.media.hdr_curve import PQ, PqCurve
 from service.media.segments import SegmentWriter, join
 from service.media.still import jpeg_of
@@ -72,6 +73,8 @@ class DenoisedPart:
 
 
 class _Sink(Protocol):
+    encoder_name: str
+
     def write(self, frame: Frame) -> None: ...
 
 
@@ -267,7 +270,10 @@ def denoise_part(
     with VideoReader(source, settings, part, **how) as reader:
         quality = _quality(denoiser, options, part.fields, reader, part)
         pace = Pace("frames", part.frames, on_progress)
-        with SegmentWriter(target, reader, format=options.format, codec=options.codec, crf=options.crf) as writer:
+        by = settings.video_encoder
+        with SegmentWriter(
+            target, reader, format=options.format, codec=options.codec, crf=options.crf, by=by
+        ) as writer:
             _restore(
                 denoiser,
                 _decode(reader, None, settings, quality),
@@ -398,6 +404,8 @@ def _restore(
         tally.notes.append("the video is in PQ: it was restored, and its noise was measured, along the curve of HLG")
     if not quality.has_colour:
         tally.notes += _notes_on_grey(denoiser)
+    if writer.encoder_name in ON_GPU:
+        tally.notes.append(f"the result was encoded on the GPU, by {writer.encoder_name}")
 
 
 def _restored(

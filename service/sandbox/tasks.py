@@ -173,9 +173,9 @@ def _mux(talk: Talk, told: dict[str, Any]) -> None:
     source, target = talk.files
     settings = Settings.model_construct(**told["settings"])
     with source.open() as bytes_of, OpenVideo(bytes_of, settings, threads=1) as like:
-        file = OutFile(target, source, like, format=told["format"], codec=told["codec"], crf=told["crf"])
-        with file:
-            talk.say({"extradata": file.encoder.extradata.hex()})
+        output = {"format": told["format"], "codec": told["codec"], "crf": told["crf"]}
+        with OutFile(target, source, like, **output, extradata=bytes.fromhex(told["extradata"])) as file:
+            talk.say({"ready": True})
             while True:
                 message = wire.receive(talk.channel)
                 if message is None:

@@ -12,17 +12,16 @@ import av
 import numpy as np
 from av.packet import Packet
 
-from service.errors import BadInput, Indivisible
+from service.errors import BadInput
 from service.job import FieldOrder, Part
 from service.media.colour import codes_beyond
-from service.media.encoder import MUXERS, Encoder
+from service.media.encoder import open_encoder
 from service.media.finishing import Finishing
 from service.media.formats import VIDEOS, video_output
 from service.media.head import depth_of
 from service.media.probe import HEEDED
 from service.media.sniff import check_pixels
 from service.media.timeline import Timeline
-from service.media.tracks import Sink
 from service.media.video import Frame
 from service.sandbox import heads
 from service.sandbox.decoder import Decoder, Shared
@@ -133,8 +132,9 @@ class VideoReader:
         format: str,  # noqa: A002 - the name it has in the public contract
         codec: str | None,
         crf: int | None,
+        extradata: bytes | None = None,
     ) -> "OutFile":
-        return OutFile(path, self, self._settings, format=format, codec=codec, crf=crf)
+        return OutFile(path, self, self._settings, format=format, codec=codec, crf=crf, extradata=extradata)
 
 
 class OutFile(Finishing):
@@ -152,6 +152,7 @@ class OutFile(Finishing):
         format: str,  # noqa: A002 - the name it has in the public contract
         codec: str | None,
         crf: int | None,
+        extradata: bytes | None = None,
     ) -> None:
         """As there."""
         container, named = video_output(like.facts, format, codec, crf)
@@ -162,17 +163,17 @@ class OutFile(Finishing):
         self._lost_there: list[str] = []
         self._done = False
         self._writer: Decoder | None = None
-        # The final container, but with nowhere to go: it decides how the encoder is opened.
-        self._out = av.open(Sink(), "w", format=MUXERS[container])
+        by = settings.video_encoder
+        self._out, self.encoder = open_encoder(
+            like.head, container=container, codec=named, crf=crf, by=by, extradata=extradata
+        )
         try:
-            self.encoder = Encoder(self._out, like.head, container=container, codec=named, crf=crf)
-            self.encoder.open()
             told = {"settings": _told(settings), "format": format, "codec": codec, "crf": crf}
+            told["extradata"] = self.encoder.extradata.hex()
             with like.path.open("rb") as source, self._part.open("wb+") as target:
                 files = [source.fileno(), target.fileno()]
                 self._writer = Decoder("mux", files, told, settings, writes=True)
-            if self._writer.receive().said.get("extradata") != self.encoder.extradata.hex():
-                raise Indivisible(f"{named} is not set up alike in two processes")
+            self._writer.receive()  # the header is written
         except BaseException:
             self.abort()
             raise
