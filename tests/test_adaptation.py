@@ -320,7 +320,7 @@ def test_a_run_of_a_network_of_one_frame_learns_and_goes_on_after_a_kill(tmp_pat
     # So few frames tell the error so badly that the estimate may be less than nothing.
     assert before == pytest.approx([made.before_db], nan_ok=True)
     assert made.steps == reports[-1].step > 0
-    again = adapt(recipe, clips, out, minutes=0.01, resume=True)
+    again = adapt(recipe, clips, out, minutes=made.minutes + 0.005, resume=True)  # on a busy machine a step takes long
     assert again.steps > made.steps
     assert again.before_db == pytest.approx(made.before_db, nan_ok=True)
     shipped = load_file(SHIPPED_DIR / "fitvnet-spatial.safetensors")
