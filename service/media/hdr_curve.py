@@ -1,4 +1,4 @@
-"""How is video in PQ shown to networks that know photographs alone?
+"""How are pictures and video in PQ shown to networks that know photographs alone?
 
 PQ (SMPTE ST 2084) spends half of its codes below 100 nits and is steep at black: what a sensor adds to light is in its
 dark codes many times what it is in the bright ones. Photographs have neither look. So a network sees such frames along
@@ -6,6 +6,7 @@ the curve of HLG (ITU-R BT.2100, table 5), whose lower part is near that of phot
 highlights, with white at 1000 nits; its result is taken back to PQ.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ PQ = 16  # as H.273 numbers transfer curves
 _WHITE = 1000.0  # nits
 _STEPS = 65535  # of a table: at black, where PQ is steepest, two of them are a step of 16 bits
 _PEAK = 10_000.0
+_ROWS = 64  # of a picture, taken at a time
 _M1, _M2 = 2610 / 16384, 2523 / 4096 * 128
 _C1, _C2, _C3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
 _A, _B, _C = 0.17883277, 0.28466892, 0.55991073
@@ -42,6 +44,25 @@ class PqCurve:
         steps = np.rint(np.clip(restored, 0, 1) * np.float32(_STEPS)).astype(np.uint16)
         made: NDArray[np.float32] = _stored_table()[steps]
         np.copyto(made, noisy, where=seen >= 1)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class PqScale:
+    """`light.Scale` for pictures in PQ, of whole numbers over all of their range."""
+
+    def seen(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        return PqCurve().seen(stored)
+
+    def stored(self, restored: NDArray[np.float32], seen: NDArray[np.float32], was: NDArray[Any]) -> NDArray[Any]:
+        """As there: where nothing was changed, and where `was` lies above white, it is `was` itself."""
+        most = np.float32(np.iinfo(was.dtype).max)
+        made = np.empty_like(was)
+        for first in range(0, len(was), _ROWS):
+            rows = slice(first, first + _ROWS)
+            codes = PqCurve().stored(restored[rows], seen[rows], was[rows].astype(np.float32) / most)
+            made[rows] = np.rint(codes * most).astype(was.dtype)
+        np.copyto(made, was, where=restored == seen)
         return made
 
 

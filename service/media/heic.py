@@ -46,7 +46,7 @@ class Still:
     is_grey: bool
     depth: int  # bits of a sample in the file
     orientation: int  # as EXIF numbers them
-    is_plain: bool  # its colours are those that readers assume
+    colours: heif.Colours | None  # where they are not those that readers assume
     exif: bytes | None  # a TIFF
     xmp: bytes | None
     icc: bytes | None
@@ -100,7 +100,7 @@ def read_still(data: bytes, settings: Settings) -> Still:
         is_grey=decoded.is_grey,
         depth=decoded.depth,
         orientation=head.orientation,
-        is_plain=head.is_plain if told else decoded.tags in heif.SRGB,
+        colours=head.colours if told else heif.told_colours(*decoded.tags),
         exif=exif,
         xmp=xmp,
         icc=icc or None,

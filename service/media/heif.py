@@ -15,14 +15,9 @@ from service.errors import BadInput
 
 _MOST_META_BYTES = 16 * 1024**2  # of the box that describes the items; profile and tables of a large grid's tiles
 _MOST_BOXES = 65536
-SRGB = (
-    (1, 13),
-    (1, 1),
-    (1, 6),
-    (1, 2),
-    (2, 2),
-    (2, 13),
-)  # primaries and transfer that readers take for sRGB, or untold
+_SRGB = ((1, 13), (1, 1), (1, 6), (1, 2), (2, 2), (2, 13))  # what readers take for sRGB, or is untold
+
+Colours = tuple[int, int]  # primaries and transfer curve, as H.273 numbers them
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +26,7 @@ class HeifHead:
     height: int
     bits: int
     orientation: int  # as EXIF numbers them
-    is_plain: bool  # its colours are those that readers assume of a picture that tells nothing
+    colours: Colours | None  # where they are not those that readers assume of a picture that tells nothing
     crop: tuple[int, int, int, int]  # left, top, width and height of what of it is shown; all, of an AVIF
 
     @property
@@ -63,6 +58,27 @@ def read_head(file: BinaryIO) -> HeifHead:
     if is_sequence:
         raise BadInput("it is an image sequence; only single images are accepted")
     raise BadInput("the header does not tell what is in the file")
+
+
+def told_colours(primaries: int, transfer: int) -> Colours | None:
+    """None of those that readers assume of a picture that tells nothing, and of numbers that H.273 cannot have."""
+    return None if (primaries, transfer) in _SRGB or max(primaries, transfer) > 255 else (primaries, transfer)
+
+
+def with_colours(avif: bytes, colours: Colours) -> bytes | None:
+    """An AVIF that says otherwise what its numbers mean. The frame in it goes on saying what its encoder thought, but
+    readers go by the container. None where the container is silent.
+    """
+    at, length = 0, len(avif)
+    for kind in (b"meta", b"iprp", b"ipco", b"colr"):
+        within = avif[at : at + length]
+        for found, start, size in _boxes(within, 4 if kind == b"iprp" else 0):  # behind version and flags
+            if found == kind and (kind != b"colr" or within[start : start + 4] == b"nclx"):
+                at, length = at + start, size
+                break
+        else:
+            return None
+    return avif[: at + 4] + struct.pack(">HH", *colours) + avif[at + 8 :]
 
 
 @dataclass(slots=True)
@@ -227,14 +243,14 @@ def _of_meta(meta: bytes) -> HeifHead:
     properties = [(kind, parts[b"ipco"][at : at + length]) for kind, at, length in _boxes(parts[b"ipco"], 0)]
     wanted = [properties[index - 1] for index in _associated(parts[b"ipma"], item) if 0 < index <= len(properties)]
     width = height = 0
-    bits, quarter_turns, mirror, is_plain, crop = 8, 0, None, True, b""
+    bits, quarter_turns, mirror, colours, crop = 8, 0, None, None, b""
     for kind, body in wanted:
         if kind == b"ispe":
             width, height = struct.unpack(">4xII", body[:12])
         elif kind == b"pixi" and len(body) > 5:
             bits = max(body[5 : 5 + body[4]], default=8)
         elif kind == b"colr" and body[:4] == b"nclx" and len(body) >= 8:
-            is_plain = struct.unpack(">HH", body[4:8]) in SRGB
+            colours = told_colours(*struct.unpack(">HH", body[4:8]))
         elif kind == b"irot" and body:
             quarter_turns = body[0] & 3
             if mirror is not None:  # mirrored first, it turns the other way
@@ -248,7 +264,7 @@ def _of_meta(meta: bytes) -> HeifHead:
     if not width or not height:
         raise BadInput("the header does not tell the size of the image")
     shown = _shown(crop, width, height) if crop else (0, 0, width, height)
-    return HeifHead(width, height, bits, _orientation(quarter_turns, mirror), is_plain, shown)
+    return HeifHead(width, height, bits, _orientation(quarter_turns, mirror), colours, shown)
 
 
 def _shown(clap: bytes, width: int, height: int) -> tuple[int, int, int, int]:

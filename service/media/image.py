@@ -38,6 +38,7 @@ _AVIF_SPEED = 9
 _JPEG_ROOM = {"exif": 65533 - 6, "icc": 65533 - 14, "xmp": 65533}
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _KEEPS_METADATA = ("png", "jpeg", "webp", "avif")
+_KEEPS_COLOURS = ("png", "avif")
 _KEEPS_SCALE = ("png", "jpeg", "tiff", "bmp")
 _WORDS = {"exif": "EXIF", "xmp": "XMP", "icc": "ICC profile"}
 _SOUND = {"exif": beside.is_sound_exif, "xmp": beside.is_sound_xmp, "icc": beside.is_sound_profile}
@@ -51,7 +52,8 @@ _PNG_CHUNKS = {"exif": (b"eXIf",), "xmp": (b"iTXt", b"zTXt", b"tEXt"), "icc": (b
 # The words name what another format does not get; of colours only what no reader would assume by itself.
 _PNG_KEPT = {
     **dict.fromkeys((b"gAMA", b"cHRM", b"sRGB", b"tIME"), ""),
-    **dict.fromkeys((b"cICP", b"mDCV", b"cLLI"), "colour space"),
+    **dict.fromkeys((b"mDCV", b"cLLI"), "colour space"),
+    b"cICP": "",  # told apart, as `Metadata.colours`
     **dict.fromkeys((b"tEXt", b"zTXt", b"iTXt"), "text"),
     b"pHYs": "resolution",
 }
@@ -77,6 +79,7 @@ class Metadata:
     tiff_tags: dict[int, tiff.Tag] = field(default_factory=dict)
     jpeg_segments: beside.Segments = ()
     dpi: tuple[float, float] | None = None  # across and down, as pixels are stored
+    colours: heif.Colours | None = None  # where no profile tells them, and they are not those of sRGB
     exr: exr_pixels.Kept | None = None
 
 
@@ -189,6 +192,7 @@ def read_image(path: Source, settings: Settings, page: int = 0) -> Picture:
             png_chunks=chunks,
             jpeg_segments=segments,
             dpi=dpi,
+            colours=None if icc else _png_colours(dict(chunks)),
         ),
         lost=tuple(lost),
         is_linear=bool(is_linear),
@@ -266,6 +270,10 @@ def write_image(
     dpi = meta.dpi[::-1] if meta.dpi and turned else meta.dpi
     if name == "png":
         encoded = _with_png_chunks(encoded, meta, dpi)
+    if name == "avif" and meta.colours:
+        said = heif.with_colours(encoded, meta.colours)
+        encoded = said or encoded
+        lost += [] if said else ["colour space"]
     if name == "jpeg" and (meta.jpeg_segments or dpi):
         encoded = beside.with_segments(encoded, meta.jpeg_segments, dpi)
     if name == "bmp" and dpi:
@@ -333,8 +341,7 @@ def _of_avif(data: bytearray, pixels: Pixels, alpha: Pixels | None, *, is_grey: 
         alpha=alpha,
         is_grey=is_grey,
         content_type="image/avif",
-        metadata=Metadata(exif=exif, xmp=told.get("xmp") or None, icc=icc),
-        lost=() if head.is_plain or icc else ("colour space",),
+        metadata=Metadata(exif=exif, xmp=told.get("xmp") or None, icc=icc, colours=None if icc else head.colours),
         is_linear=bool(icc and light.profile_curve_is_linear(icc)),
         depth=depth,
     )
@@ -350,8 +357,8 @@ def _of_heic(data: bytes, settings: Settings) -> Picture:
         alpha=still.alpha,
         is_grey=still.is_grey,
         content_type="image/heic",
-        metadata=Metadata(exif=exif, xmp=still.xmp, icc=still.icc),
-        lost=still.lost if still.is_plain or still.icc else (*still.lost, "colour space"),
+        metadata=Metadata(exif=exif, xmp=still.xmp, icc=still.icc, colours=None if still.icc else still.colours),
+        lost=still.lost,
         is_linear=bool(still.icc and light.profile_curve_is_linear(still.icc)),
         depth=still.depth if still.depth > 8 else None,
     )
@@ -465,6 +472,14 @@ def _png_is_linear(chunks: dict[bytes, bytes]) -> bool:
     if b"gAMA" not in chunks or {b"sRGB", b"cICP"} & set(chunks):
         return False
     return light.gamma_is_linear(int.from_bytes(chunks[b"gAMA"][8:12], "big") / 100_000)
+
+
+def _png_colours(chunks: dict[bytes, bytes]) -> heif.Colours | None:
+    """By its `cICP`, of RGB in full range, as nothing else is in a PNG."""
+    body = chunks.get(b"cICP", b"")[8:-4]
+    if len(body) != 4 or body[2:] != b"\0\1":
+        return None
+    return heif.told_colours(body[0], body[1])
 
 
 def _leave_colour_alone(data: bytearray, page: tiff.Directory) -> None:
@@ -653,6 +668,7 @@ def _fitting(meta: Metadata, name: str, grey: bool, lost: list[str]) -> Metadata
             if not keeps[kind]:
                 lost.append(words)
     said = [_PNG_KEPT[kind] for kind, _ in meta.png_chunks] if name != "png" else []
+    said += ["colour space"] if meta.colours and name not in _KEEPS_COLOURS else []
     if name != "tiff":
         said += ["resolution" if tag in _TIFF_SCALE else "text" for tag in meta.tiff_tags]
     if name != "jpeg":
@@ -671,6 +687,7 @@ def _fitting(meta: Metadata, name: str, grey: bool, lost: list[str]) -> Metadata
         tiff_tags=meta.tiff_tags,
         jpeg_segments=meta.jpeg_segments,
         dpi=meta.dpi,
+        colours=meta.colours if name in _KEEPS_COLOURS else None,
         exr=meta.exr,
     )
 
@@ -740,6 +757,8 @@ def _with_png_chunks(encoded: bytes, meta: Metadata, dpi: tuple[float, float] | 
         chunks.append(
             _png_chunk(b"pHYs", struct.pack(">IIB", *(min(round(one / _INCH_M), 2**31 - 1) for one in dpi), 1))
         )
+    if meta.colours and not any(kind == b"cICP" for kind, _ in meta.png_chunks):
+        chunks.append(_png_chunk(b"cICP", bytes([*meta.colours, 0, 1])))  # RGB, all of its range
     return encoded[:_PNG_AFTER_HEADER] + b"".join(chunks) + encoded[_PNG_AFTER_HEADER:]
 
 

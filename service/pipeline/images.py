@@ -15,6 +15,7 @@ from models.quality_estimate import Evidence
 from service.errors import BadInput
 from service.job import Metrics, Options, StageSeconds
 from service.media.formats import image_format_for
+from service.media.hdr_curve import PQ, PqScale
 from service.media.image import Encoded, Picture, join_pages, upright, write_image
 from service.media.light import Scale, scale_of
 from service.media.tiff import orientation_of
@@ -124,7 +125,7 @@ def _denoise_page(
     on_tile: OnTile,
     started: float,
 ) -> _Page:
-    scale = scale_of(picture.pixels, is_linear=picture.is_linear)
+    scale = _scale_of(picture)
     noisy = scale.seen(picture.pixels) if scale else picture.pixels
     target = _seen_as(clean, picture, scale) if clean else None
     if target is not None and target.shape != noisy.shape:
@@ -220,14 +221,22 @@ def _halves(picture: Picture, noisy: Pixels, restored: Pixels) -> Pixels:
     return side_by_side(noisy, restored, lambda pixels: upright(pixels, orientation))
 
 
-def _seen_as(clean: Picture, noisy: Picture, scale: Scale | None) -> Pixels:
+def _scale_of(picture: Picture) -> Scale | PqScale | None:
+    if picture.pixels.dtype.kind == "u" and picture.metadata.colours and picture.metadata.colours[1] == PQ:
+        return PqScale()
+    return scale_of(picture.pixels, is_linear=picture.is_linear)
+
+
+def _seen_as(clean: Picture, noisy: Picture, scale: Scale | PqScale | None) -> Pixels:
     """A reference as the network would see it; one of floating point is on the noisy picture's scale."""
     if scale is None or clean.pixels.dtype.kind == "u" or noisy.pixels.dtype.kind == "u":
-        scale = scale_of(clean.pixels, is_linear=clean.is_linear)
+        scale = _scale_of(clean)
     return scale.seen(clean.pixels) if scale else clean.pixels
 
 
-def _said_of(scale: Scale) -> str:
+def _said_of(scale: Scale | PqScale) -> str:
+    if isinstance(scale, PqScale):
+        return "the picture is in PQ: restored along the curve of HLG, on which sigma and metrics are told"
     what = "the picture's numbers are light" if scale.is_linear else "the picture's numbers have a scale of their own"
     if (scale.black, scale.white) != (0, 1):
         what += f", black at {scale.black:.4g} and white at {scale.white:.4g}"

@@ -19,6 +19,7 @@ from service.settings import Settings
 
 HEEDED = ("max_image_pixels",)  # the settings that decoding an image heeds
 _MOST_DPI = 2.0**40
+_COLOURS = 256  # numbers for each of primaries and transfer that H.273 has
 _CONTENT_TYPES = {*BECOMES, *(spec.content_type for spec in IMAGES.values())}
 _TYPES = {name: np.dtype(name) for name in ("uint8", "uint16", "float32")}
 
@@ -100,6 +101,12 @@ def _metadata(message: Message) -> Metadata:
         dpi = (across, down)
         if not all(0 < one < _MOST_DPI for one in dpi):
             raise ValueError(f"{dpi} dots per inch")
+    colours = message.said["colours"]
+    if colours is not None:
+        primaries, transfer = (int(number) for number in colours)
+        colours = (primaries, transfer)
+        if not all(0 <= number < _COLOURS for number in colours):
+            raise ValueError(f"colours are {colours}")
     return Metadata(
         exif=exif or None,
         xmp=xmp or None,
@@ -111,6 +118,7 @@ def _metadata(message: Message) -> Metadata:
         },
         jpeg_segments=tuple(zip(markers, segments, strict=True)),
         dpi=dpi,
+        colours=colours,
         exr=_exr(exr_said, others[len(others) - len(attributes) :]) if exr_said else None,
     )
 

@@ -101,6 +101,7 @@ def _image(talk: Talk, told: dict[str, Any]) -> None:
             "png_chunks": [kind.hex() for kind, _ in about.png_chunks],
             "jpeg_segments": [marker for marker, _ in about.jpeg_segments],
             "dpi": about.dpi,
+            "colours": about.colours,
             "exr": about.exr
             and {
                 "window": about.exr.window,
