@@ -78,6 +78,13 @@ def test_where_no_gpu_encodes_software_does_and_the_log_says_why(source, tmp_pat
     assert by_gpu != any("h264 is encoded without the GPU" in record.message for record in caplog.records)
 
 
+def test_a_library_without_nvenc_is_no_failure(source, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(encoder._NVIDIA, "h264", encoder._Spec("h264_of_nobody", {}))
+    denoise_video(mixing(FITVNET_SPATIAL), source, tmp_path / "out.mp4", MP4, ON_GPU)
+    assert coded_by_cabac(tmp_path / "out.mp4")
+    assert any("h264 is encoded without the GPU" in record.message for record in caplog.records)
+
+
 def test_a_file_says_what_the_encoder_was_that_made_its_frames(source, tmp_path, stand_in):
     usual = denoise_video(mixing(FITVNET_SPATIAL), source, tmp_path / "usual.mp4", MP4, Settings())
     other = denoise_video(mixing(FITVNET_SPATIAL), source, tmp_path / "other.mp4", MP4, ON_GPU)

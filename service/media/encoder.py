@@ -303,7 +303,8 @@ def open_encoder(
     if by == "nvidia" and extradata is None and suits_nvidia(codec, like, crf):
         try:
             return _opened(like, container, codec, crf, by)
-        except (BadInput, OSError) as err:  # no such GPU, too many videos at a time, a size that it does not take
+        # No such GPU, too many videos at a time, a size that it does not take; a library without it is a ValueError.
+        except (BadInput, OSError, ValueError) as err:
             log.warning("%s is encoded without the GPU: %s", codec, err)
     return _opened(like, container, codec, crf, "software", extradata)
 
