@@ -9,10 +9,12 @@ from dataclasses import replace
 import av
 import pytest
 from av.codec.context import CodecContext
+from media_samples import timestamps
 from test_parts import in_parts, mixing
-from video_samples import CLOCK, soft_noise, write_video
+from video_samples import CLOCK, decoded, soft_noise, write_video
 
 from models.catalogue import FITVNET_SPATIAL
+from models.quality import psnr_db
 from service.job import Options
 from service.media import encoder
 from service.media.video import VideoReader
@@ -91,6 +93,20 @@ def test_a_file_says_what_the_encoder_was_that_made_its_frames(source, tmp_path,
     assert not coded_by_cabac(tmp_path / "other.mp4")
     assert coded_by_cabac(tmp_path / "usual.mp4")
     assert other.lost == usual.lost
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+def test_what_nvenc_makes_is_the_video_that_software_makes(codec, source, tmp_path):
+    options = MP4.model_copy(update={"codec": codec, "strength": 0.0})
+    denoise_video(mixing(FITVNET_SPATIAL), source, tmp_path / "usual.mp4", options, Settings())
+    tally = Tally()
+    denoise_video(mixing(FITVNET_SPATIAL), source, tmp_path / "out.mp4", options, ON_GPU, tally=tally)
+    if not any("encoded on the GPU" in note for note in tally.notes):
+        pytest.skip(f"this GPU does not encode {codec}")
+    assert timestamps(tmp_path / "out.mp4") == timestamps(tmp_path / "usual.mp4")
+    pairs = zip(decoded(tmp_path / "out.mp4"), decoded(source), strict=True)
+    assert min(psnr_db(*(frame.to_ndarray(format="rgb24") for frame in pair)) for pair in pairs) > 30
 
 
 def test_parts_that_a_gpu_encoded_are_joined_by_who_has_none(source, tmp_path, stand_in):
