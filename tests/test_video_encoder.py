@@ -106,7 +106,8 @@ def test_what_nvenc_makes_is_the_video_that_software_makes(codec, source, tmp_pa
         pytest.skip(f"this GPU does not encode {codec}")
     assert timestamps(tmp_path / "out.mp4") == timestamps(tmp_path / "usual.mp4")
     pairs = zip(decoded(tmp_path / "out.mp4"), decoded(source), strict=True)
-    assert min(psnr_db(*(frame.to_ndarray(format="rgb24") for frame in pair)) for pair in pairs) > 30
+    shown = [psnr_db(*(frame.to_ndarray(format="rgb24") for frame in pair)) for pair in pairs]
+    assert min(shown) > 25  # of noise; software has 28 to 31
 
 
 def test_parts_that_a_gpu_encoded_are_joined_by_who_has_none(source, tmp_path, stand_in):
