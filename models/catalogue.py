@@ -159,6 +159,23 @@ FITVNET_CAMERA = replace(
     weights=("fitvnet-spatial.camera", "fitvnet"),
 )
 
+FITVNET_SPATIAL_MIXED = replace(
+    FITVNET_SPATIAL_CAMERA,
+    name="fitvnet-spatial.mixed",
+    title="FITVNet's spatial module, for Gaussian noise with salt and pepper",
+    stages=(replace(_FITVNET_SPATIAL, name="fitvnet-spatial.mixed", halo_px=96),),
+    taught=("gaussian", "mixed", "grey"),
+    weights=("fitvnet-spatial.mixed",),
+)
+FITVNET_MIXED = replace(
+    FITVNET,
+    name="fitvnet.mixed",
+    title="FITVNet over Gaussian noise with salt and pepper",
+    stages=(*FITVNET_SPATIAL_MIXED.stages, *FITVNET.stages[1:]),
+    taught=FITVNET_SPATIAL_MIXED.taught,
+    weights=("fitvnet-spatial.mixed", "fitvnet"),
+)
+
 DNCNN = DenoiserSpec(
     name="dncnn",
     kind="image",
@@ -622,8 +639,10 @@ _ALL = (
     FITVNET,
     FITVNET_PLAIN,
     FITVNET_CAMERA,
+    FITVNET_MIXED,
     FITVNET_SPATIAL,
     FITVNET_SPATIAL_CAMERA,
+    FITVNET_SPATIAL_MIXED,
     DNCNN,
     PRIDNET,
     PRIDNET_PAPER,

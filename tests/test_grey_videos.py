@@ -31,7 +31,7 @@ def test_of_a_grey_video_it_is_told_that_a_network_for_colours_does_little(pixel
     denoise_video(passing, source, tmp_path / "out.mkv", Options(), Settings(), tally=tally)
     (note,) = tally.notes
     assert note.startswith("the video is grey, and fitvnet was taught on colours")
-    assert note.endswith("taught on that: fitvnet.camera, unet.video")
+    assert note.endswith("taught on that: fitvnet.camera, fitvnet.mixed, unet.video")
     taught = replace(passing, spec=replace(FITVNET, taught=("grey",)))
     quiet = Tally()
     denoise_video(taught, source, tmp_path / "out.mkv", Options(), Settings(), tally=quiet)
