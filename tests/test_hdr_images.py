@@ -2,10 +2,11 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
-from media_samples import bgr, encoded, photo, png
+from media_samples import bgr, encoded, icc, photo, png
 
 from models.quality import psnr_db
 from service.demo import read_photo
@@ -58,6 +59,14 @@ def test_colours_that_are_not_srgbs_go_from_file_to_file(source, into, colours, 
     if into == "png":
         told = [made.data[at : at + size] for kind, at, size in png_chunks(io.BytesIO(made.data)) if kind == b"cICP"]
         assert told == [bytes([*colours, 0, 1])]
+
+
+def test_of_a_png_the_numbers_count_before_a_profile(read):
+    """Which HDR pictures have for readers that do not know `cICP`."""
+    profile = (b"iCCP", b"hdr\0\0" + zlib.compress(icc()))
+    rows = photo(96, 128).astype(">u2").tobytes()
+    picture = read(png(128, 96, 16, 2, rows, [(b"cICP", bytes([BT2020, PQ, 0, 1])), profile]))
+    assert (picture.metadata.colours, picture.metadata.icc) == ((BT2020, PQ), icc())
 
 
 @pytest.mark.parametrize("into", ["jpeg", "webp", "tiff"])

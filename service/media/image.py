@@ -79,7 +79,7 @@ class Metadata:
     tiff_tags: dict[int, tiff.Tag] = field(default_factory=dict)
     jpeg_segments: beside.Segments = ()
     dpi: tuple[float, float] | None = None  # across and down, as pixels are stored
-    colours: heif.Colours | None = None  # where no profile tells them, and they are not those of sRGB
+    colours: heif.Colours | None = None  # where they are told by numbers, and are not those of sRGB
     exr: exr_pixels.Kept | None = None
 
 
@@ -192,7 +192,7 @@ def read_image(path: Source, settings: Settings, page: int = 0) -> Picture:
             png_chunks=chunks,
             jpeg_segments=segments,
             dpi=dpi,
-            colours=None if icc else _png_colours(dict(chunks)),
+            colours=_png_colours(dict(chunks)),  # counts before a profile (PNG, third edition)
         ),
         lost=tuple(lost),
         is_linear=bool(is_linear),
